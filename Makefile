@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+# The door to ucm.  `make help` says what there is; the work is done by meson and by tools/.
+VENV  ?= .venv
+BUILD ?= build
+export PATH := $(abspath $(VENV))/bin:$(PATH)
+
+C     := $(shell find include src tools tests bench ucm -name '*.[ch]')
+MESON := $(VENV)/bin/meson
+TESTS := $(MESON) test --print-errorlogs --no-rebuild
+
+.DEFAULT_GOAL := build
+.PHONY: build demo test check test-c test-python test-e2e asan tsan fuzz model stress coverage bench docs fmt wheel clean help
+
+help: ## this list
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+# ---- set-up: Debian packages (as root; otherwise says which are missing), Python tools from PyPI ----
+
+$(VENV)/.tools: tools/setup-apt tools/setup-venv
+	tools/setup-apt
+	tools/setup-venv $(VENV) tools
+	@touch $@
+
+$(VENV)/.engine: $(VENV)/.tools
+	tools/setup-venv $(VENV) engine
+	@touch $@
+
+# ---- build ----
+
+build: $(BUILD)/build.ninja ## libucm.so, the tool `ucm`, the tests
+	@ninja -C $(BUILD)
+
+build/build.ninja: $(VENV)/.tools
+	$(MESON) setup build -Dpython=false
+
+build-asan/build.ninja: $(VENV)/.tools
+	$(MESON) setup build-asan -Dpython=false -Db_sanitize=address,undefined -Db_lundef=false
+
+build-tsan/build.ninja: $(VENV)/.tools
+	$(MESON) setup build-tsan -Dpython=false -Db_sanitize=thread -Db_lundef=false
+
+build-fuzz/build.ninja: $(VENV)/.tools
+	CC=clang $(MESON) setup build-fuzz -Dpython=false -Dfuzz=true -Db_sanitize=address,undefined -Db_lundef=false
+
+build-coverage/build.ninja: $(VENV)/.tools
+	$(MESON) setup build-coverage -Dpython=false -Db_coverage=true --buildtype=debug
+
+$(VENV)/.package: $(VENV)/.tools $(shell find include src ucm -name '*.[chy]*') meson.build pyproject.toml
+	$(VENV)/bin/python -m pip install -q --no-build-isolation --no-deps .
+	@touch $@
+
+# ---- the main job ----
+
+demo: $(VENV)/.engine $(VENV)/.package ## set up, then prefix caching in a real vLLM: cold, with ucm, restarted
+	$(VENV)/bin/python tools/demo/demo.py $(DEMO)
+
+# ---- tests ----
+
+test: check test-c asan tsan test-python test-e2e ## set up and run all tests
+check: build ## include rules, file sizes, the header by itself, formatting
+	tools/check-layers
+test-c: build
+	$(TESTS) -C build
+asan: build-asan/build.ninja ## C tests under AddressSanitizer and UBSan
+	ninja -C build-asan && $(TESTS) -C build-asan
+tsan: build-tsan/build.ninja ## C tests under ThreadSanitizer
+	ninja -C build-tsan && $(TESTS) -C build-tsan
+test-python: $(VENV)/.package ## the extension and the package
+	$(VENV)/bin/pytest -q tests/python
+test-e2e: $(VENV)/.engine $(VENV)/.package ## a real vLLM: restart, damage, kills, preemption
+	$(VENV)/bin/pytest -q tests/e2e
+
+FUZZ_SECONDS ?= 30
+fuzz: build-fuzz/build.ninja ## each fuzz target for FUZZ_SECONDS (30)
+	ninja -C build-fuzz && tests/fuzz/run build-fuzz $(FUZZ_SECONDS)
+MODEL_SECONDS ?= 600
+model: build ## random work by several processes against a dictionary, MODEL_SECONDS (600)
+	$(BUILD)/tests/store/model --seconds $(MODEL_SECONDS)
+STRESS_SECONDS ?= 300
+stress: build ## the tests of whole stacks, STRESS_SECONDS (300) for each random one of them
+	UCM_TEST_SECONDS=$(STRESS_SECONDS) UCM_TEST_ROUNDS=20000 $(TESTS) -C $(BUILD) --suite store -t 20
+coverage: build-coverage/build.ninja ## line coverage of src/store and src/base by the C tests
+	ninja -C build-coverage && $(TESTS) -C build-coverage
+	gcovr -r . build-coverage --filter 'src/(store|base)/' --print-summary --fail-under-line 85
+
+# ---- the rest ----
+
+bench: build ## the figures of bench/README.md, against fio and memcpy in the same run
+	bench/run $(BUILD)
+docs: build ## docs/options.md from the option tables
+	$(BUILD)/tools/ucm help options --markdown >docs/options.md
+fmt: ## clang-format everything
+	clang-format -i $(C)
+wheel: $(VENV)/.tools ## dist/ucm-*.whl, one for all Pythons from 3.11 on
+	$(VENV)/bin/python -m pip wheel -q --no-deps --no-build-isolation -w dist .
+clean: ## remove what was built (the set-up stays)
+	rm -rf build build-asan build-tsan build-fuzz build-coverage dist $(VENV)/.package

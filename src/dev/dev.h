@@ -1,0 +1,18 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * dev.h - the devices there are, and what only tests need of the simulated one.
+ */
+#ifndef UCMI_DEV_H
+#define UCMI_DEV_H
+
+#include "base/base.h"
+
+extern const struct ucm_dev_ops ucmi_dev_host, ucmi_dev_sim;
+
+/* sim: an event that the test fires; a copy queued after it must not move a byte before. */
+struct ucmi_sim_event;
+struct ucmi_sim_event *ucmi_sim_event_new(void);
+void ucmi_sim_event_fire(struct ucmi_sim_event *event);
+void ucmi_sim_event_free(struct ucmi_sim_event *event);
+
+#endif

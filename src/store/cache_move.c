@@ -1,0 +1,700 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * cache_move.c - the two movers.  Each is a thread that sleeps until someone hands it a job or
+ * something it started has ended, and then goes round:
+ *
+ *     take what was handed over; handle what has ended; look at the parts that can go on
+ *                                                                         (with cache.lock)
+ *     tell senders; submit to the tier below; queue copies                (without)
+ *
+ * A round is bounded (PASS_PARTS, FLIGHT_BYTES), so that a large job neither holds the lock for
+ * long nor keeps the first of its layers waiting for the last.  A mover looks at a clock only for
+ * what nobody will tell it: deadlines, and, while parts wait for something that only another
+ * process can change, a tick every TICK_MS.
+ *
+ * mover.lock guards what others hand over and is a leaf; who posts signals with the lock held, so a
+ * mover that has taken the last event may go away at once.
+ */
+#include "store/cache.h"
+
+#include <inttypes.h>
+#include <stdlib.h>
+
+enum {
+    ROOM_PER_TICK = 32,
+    SWEEP_MS = 100,
+    LOAD_SHARE = 8, /* an eighth of the slots is not for dumps */
+};
+
+/* ---- handing over ---- */
+
+int ucmi_mover_init(struct mover *m, struct cache *c, bool out)
+{
+    m->c = c;
+    m->out = out;
+    m->events_end = &m->events;
+    m->deadline_ns = UINT64_MAX;
+    pthread_mutex_init(&m->lock, NULL);
+    ucmi_cond_init(&m->more);
+    struct link *lists[] = {&m->inbox, &m->jobs, &m->todo, &m->room, &m->foreign, &m->unsent};
+    for (size_t i = 0; i < ARRAY_LEN(lists); i++)
+        list_init(lists[i]);
+    m->freed = calloc(c->pool->layout.nsets, sizeof *m->freed);
+    return m->freed ? 0 : -ENOMEM;
+}
+
+void ucmi_mover_destroy(struct mover *m)
+{
+    if (!m->c)
+        return;
+    if (m->stream)
+        m->c->geo->dev->stream_free(m->c->geo->dev_state, m->stream);
+    pthread_cond_destroy(&m->more);
+    pthread_mutex_destroy(&m->lock);
+    free(m->pieces);
+    free(m->freed);
+}
+
+/* With mover.lock held. */
+static void wake(struct mover *m)
+{
+    if (m->sleeping) {
+        m->sleeping = false;
+        pthread_cond_signal(&m->more);
+    }
+}
+
+int ucmi_mover_hand(struct mover *m, struct job *j)
+{
+    int err = -ESHUTDOWN;
+    pthread_mutex_lock(&m->lock);
+    if (!m->gone) {
+        list_add(&m->inbox, &j->link);
+        wake(m);
+        err = 0;
+    }
+    pthread_mutex_unlock(&m->lock);
+    return err;
+}
+
+/* With mover.lock held. */
+static void append(struct mover *m, struct event *e)
+{
+    e->next = NULL;
+    *m->events_end = e;
+    m->events_end = &e->next;
+    wake(m);
+}
+
+void ucmi_mover_post(struct mover *m, struct event *e)
+{
+    pthread_mutex_lock(&m->lock);
+    append(m, e);
+    pthread_mutex_unlock(&m->lock);
+}
+
+void ucmi_mover_lend(struct mover *m, size_t slices)
+{
+    pthread_mutex_lock(&m->lock);
+    m->lent += slices;
+    pthread_mutex_unlock(&m->lock);
+}
+
+void ucmi_mover_return(struct mover *m, struct event *e)
+{
+    struct cache *c = m->c;
+    pthread_mutex_lock(&m->lock);
+    append(m, e);
+    bool last = --m->lent == 0 && m->orphaned;
+    pthread_mutex_unlock(&m->lock);
+    if (last && atomic_fetch_sub(&c->keepers, 1) == 1)
+        ucmi_cache_free(c);
+}
+
+void ucmi_mover_kick(struct mover *m)
+{
+    pthread_mutex_lock(&m->lock);
+    m->kicked = true;
+    wake(m);
+    pthread_mutex_unlock(&m->lock);
+}
+
+/* Sleeps until there is something or wake_ns; takes all of it. */
+static struct event *take(struct mover *m, struct link *jobs, uint64_t wake_ns)
+{
+    pthread_mutex_lock(&m->lock);
+    while (list_empty(&m->inbox) && !m->events && !m->kicked && wake_ns) {
+        m->sleeping = true;
+        int late = ucmi_cond_wait(&m->more, &m->lock, wake_ns);
+        m->sleeping = false;
+        if (late)
+            break;
+    }
+    struct event *events = m->events;
+    m->events = NULL;
+    m->events_end = &m->events;
+    m->kicked = false;
+    list_splice(jobs, &m->inbox);
+    pthread_mutex_unlock(&m->lock);
+    return events;
+}
+
+/* ---- parts ---- */
+
+void ucmi_part_over(struct part *p, int err, struct link *fin)
+{
+    if (p->state < PART_RELEASED)
+        p->job->m->moving--;
+    p->state = PART_OVER;
+    p->err = err;
+    list_add(fin, &p->link);
+}
+
+void ucmi_part_wait(struct part *p, struct link *list, enum part_state state)
+{
+    p->state = state;
+    list_add(list, &p->link);
+}
+
+void ucmi_part_todo(struct part *p)
+{
+    list_del(&p->link);
+    ucmi_part_wait(p, &p->job->m->todo, PART_TODO);
+    ucmi_mover_kick(p->job->m);
+}
+
+void ucmi_part_no_slot(struct mover *m, struct part *p, bool foreign)
+{
+    if (!p->late)
+        ucmi_count(m->c->counters, UCMI_CACHE_WAITED, 1);
+    p->late = true;
+    if (foreign)
+        ucmi_part_wait(p, &m->foreign, PART_FOREIGN);
+    else
+        ucmi_part_wait(p, &m->room, PART_ROOM);
+}
+
+/* A partial block that loads left behind and nobody uses makes room for one that is wanted now. */
+static bool drop_idle(struct cache *c, const struct ucm_slice *s, struct link *fin)
+{
+    uint32_t sets[2];
+    ucmi_pool_sets(c->pool, &s->key, c->geo->rank, sets);
+    for (unsigned i = 0; i < 2; i++) {
+        uint32_t first = ucmi_pool_set_first(c->pool, sets[i]);
+        for (uint32_t k = 0; k < ucmi_pool_set_size(c->pool, sets[i]); k++) {
+            struct block *b = c->blocks[first + k];
+            if (b && !b->users && !b->whole && !b->dirty && list_empty(&b->stored)) {
+                ucmi_block_end(c, b, 0, fin);
+                return true;
+            }
+        }
+    }
+    return false;
+}
+
+/* Dumps leave some slots to the loads, however slowly the tier below takes what they bring. */
+static bool may_claim(const struct mover *m)
+{
+    const struct cache *c = m->c;
+    uint32_t nslots = c->pool->layout.nslots;
+    return !m->out || c->nblocks < nslots - nslots / LOAD_SHARE;
+}
+
+enum ucmi_pool_got ucmi_part_get(struct mover *m, struct part *p, struct pass *pass, uint32_t *slot)
+{
+    struct cache *c = m->c;
+    const struct ucm_slice *s = part_slice(p);
+    struct ucmi_pool_want want = {.key = s->key, .rank = c->geo->rank, .depth = s->depth};
+    enum ucmi_pool_got got = ucmi_pool_get(c->pool, &want, may_claim(m), slot);
+
+    if (got == UCMI_POOL_FULL && drop_idle(c, s, &pass->fin))
+        got = ucmi_pool_get(c->pool, &want, may_claim(m), slot);
+    if ((got == UCMI_POOL_FULL || got == UCMI_POOL_BUSY) && pass->now_ns >= c->sweep_ns) {
+        c->sweep_ns = pass->now_ns + SWEEP_MS * UINT64_C(1000000);
+        if (ucmi_pool_sweep(c->pool))
+            got = ucmi_pool_get(c->pool, &want, may_claim(m), slot);
+    }
+    return got;
+}
+
+/* A slot can be taken again: as many of those who wait for its set look again. */
+void ucmi_cache_freed(struct cache *c, uint32_t slot)
+{
+    uint32_t set = ucmi_pool_set_of(c->pool, slot);
+    struct mover *movers[] = {&c->in, &c->out};
+    for (size_t i = 0; i < ARRAY_LEN(movers); i++) {
+        struct mover *m = movers[i];
+        if (list_empty(&m->room) || m->freed[set] == UINT8_MAX)
+            continue;
+        m->freed[set]++;
+        m->freed_sum++;
+        m->freed_any++;
+        ucmi_mover_kick(m);
+    }
+}
+
+/* Whether one of the slots that were freed is for this part.  A dump may also have been kept from
+ * its set by the loads' share, which any slot gives back. */
+static bool is_for(struct mover *m, const struct part *p)
+{
+    uint32_t sets[2];
+    ucmi_pool_sets(m->c->pool, &part_slice(p)->key, m->c->geo->rank, sets);
+    uint8_t *freed = &m->freed[m->freed[sets[0]] ? sets[0] : sets[1]];
+    if (*freed) {
+        --*freed;
+        m->freed_sum--;
+        return true;
+    }
+    if (!m->out || !m->freed_any)
+        return false;
+    m->freed_any--;
+    return true;
+}
+
+static void look_for_room(struct mover *m)
+{
+    struct link found;
+    list_init(&found);
+    for (struct link *l = m->room.next, *next; l != &m->room && m->freed_sum; l = next) {
+        next = l->next;
+        struct part *p = LIST_ITEM(l, struct part, link);
+        if (!is_for(m, p))
+            continue;
+        list_del(l);
+        ucmi_part_wait(p, &found, PART_TODO);
+    }
+    if (m->freed_sum)
+        memset(m->freed, 0, m->c->pool->layout.nsets);
+    m->freed_sum = m->freed_any = 0;
+    list_splice(&m->todo, &found);
+}
+
+/* ---- time ---- */
+
+/* Ends the parts of a job that wait; with `all` those too that wait for something under way. */
+static void end_waiting(struct cache *c, struct job *j, int err, bool all, struct link *fin)
+{
+    for (uint32_t i = 0; i < j->n; i++) {
+        struct part *p = &j->parts[i];
+        struct block *b = p->block;
+        bool waits = p->state == PART_ROOM || p->state == PART_FOREIGN;
+        if (!waits && !(all && (p->state == PART_SHARDS || p->state == PART_STORING)))
+            continue;
+        list_del(&p->link);
+        p->block = NULL;
+        ucmi_part_over(p, err, fin);
+        if (b)
+            ucmi_block_unref(c, b, fin);
+    }
+}
+
+static bool canceled(const struct job *j)
+{
+    return __atomic_load_n(&j->x->cancel, __ATOMIC_RELAXED);
+}
+
+static void watch_deadlines(struct mover *m, struct pass *pass)
+{
+    struct cache *c = m->c;
+    bool closed = c->closing && pass->now_ns >= c->close_ns;
+    if (pass->now_ns < m->deadline_ns && !closed)
+        return;
+    m->deadline_ns = UINT64_MAX;
+    for (struct link *l = m->jobs.next; l != &m->jobs; l = l->next) {
+        struct job *j = LIST_ITEM(l, struct job, link);
+        if (j->deadline_ns <= pass->now_ns || closed) {
+            if (!j->given_up)
+                end_waiting(c, j, -ETIMEDOUT, true, &pass->fin);
+            j->given_up = true;
+        } else {
+            m->deadline_ns = MIN(m->deadline_ns, j->deadline_ns);
+        }
+    }
+}
+
+static bool needs_tick(const struct mover *m)
+{
+    return !list_empty(&m->room) || !list_empty(&m->foreign) || !list_empty(&m->unsent);
+}
+
+/* What another process may have changed, or the sender (cancel). */
+static void tick(struct mover *m, struct pass *pass)
+{
+    m->tick_ns = pass->now_ns + TICK_MS * UINT64_C(1000000);
+    m->resend = true;
+    for (struct link *l = m->jobs.next; l != &m->jobs; l = l->next) {
+        struct job *j = LIST_ITEM(l, struct job, link);
+        if (canceled(j))
+            end_waiting(m->c, j, -ECANCELED, false, &pass->fin);
+    }
+    struct link *lists[] = {&m->foreign, &m->room};
+    for (size_t i = 0; i < ARRAY_LEN(lists); i++)
+        for (unsigned k = 0; k < ROOM_PER_TICK && !list_empty(lists[i]); k++)
+            ucmi_part_wait(LIST_ITEM(list_take(lists[i]), struct part, link), &m->todo, PART_TODO);
+}
+
+/* Blocks whose missing shards nobody has brought for timeout_ms are given up; at the end all are.
+ */
+static void abandon(struct cache *c, struct pass *pass)
+{
+    bool last = c->closing == 2 && !c->out.moving;
+    while (!list_empty(&c->making)) {
+        struct block *b = LIST_ITEM(c->making.next, struct block, link);
+        if (!last && b->touched_ns + c->timeout_ns > pass->now_ns)
+            return;
+        if (!b->users) {
+            ucmi_block_end(c, b, last ? -ESHUTDOWN : -ETIMEDOUT, &pass->fin);
+            continue;
+        }
+        if (b->touched_ns == pass->now_ns)
+            return; /* once round: all that are left are in use */
+        b->touched_ns = pass->now_ns;
+        list_del(&b->link);
+        list_add(&c->making, &b->link);
+    }
+}
+
+static void shut_down(struct mover *m, struct pass *pass)
+{
+    struct cache *c = m->c;
+    for (struct link *l = m->jobs.next; !m->out && l != &m->jobs; l = l->next)
+        end_waiting(c, LIST_ITEM(l, struct job, link), -ESHUTDOWN, false, &pass->fin);
+    if (pass->now_ns < c->close_ns)
+        return;
+    for (struct link *l; m->out && (l = list_take(&c->dirty));) {
+        struct block *b = LIST_ITEM(l, struct block, link);
+        ucmi_block_written(c, b, -ETIMEDOUT, &pass->fin);
+        ucmi_block_unref(c, b, &pass->fin);
+    }
+}
+
+static bool can_copy(const struct mover *m)
+{
+    return m->nflights < FLIGHTS_MAX;
+}
+
+static uint64_t next_wake(const struct mover *m, uint64_t now_ns)
+{
+    const struct cache *c = m->c;
+    if ((!list_empty(&m->todo) && can_copy(m)) ||
+        (m->out && !list_empty(&c->dirty) && list_empty(&m->unsent)))
+        return 0;
+    uint64_t wake_ns = m->deadline_ns;
+    if (needs_tick(m))
+        wake_ns = MIN(wake_ns, m->tick_ns);
+    if (!list_empty(&c->making))
+        wake_ns =
+            MIN(wake_ns, LIST_ITEM(c->making.next, struct block, link)->touched_ns + c->timeout_ns);
+    if (c->closing && now_ns < c->close_ns)
+        wake_ns = MIN(wake_ns, c->close_ns);
+    return wake_ns;
+}
+
+/* ---- a round ---- */
+
+static void accept_jobs(struct mover *m, struct link *jobs)
+{
+    for (struct link *l; (l = list_take(jobs));) {
+        struct job *j = LIST_ITEM(l, struct job, link);
+        list_add(&m->jobs, l);
+        m->deadline_ns = MIN(m->deadline_ns, j->deadline_ns);
+        m->moving += j->n;
+        for (uint32_t i = 0; i < j->n; i++)
+            list_add(&m->todo, &j->parts[i].link);
+    }
+}
+
+/* Why a part is not to go on, or 0.  A dump that has begun goes on. */
+static int stopped(const struct mover *m, const struct part *p, uint64_t now_ns)
+{
+    if (p->err || (m->out && p->block))
+        return 0;
+    if (canceled(p->job))
+        return -ECANCELED;
+    if (p->job->deadline_ns <= now_ns || p->job->given_up)
+        return -ETIMEDOUT;
+    return m->c->closing && !m->out ? -ESHUTDOWN : 0;
+}
+
+static void place(struct mover *m, struct pass *pass)
+{
+    for (unsigned i = 0; i < PASS_PARTS && pass->bytes < FLIGHT_BYTES && can_copy(m); i++) {
+        struct link *l = list_take(&m->todo);
+        if (!l)
+            break;
+        struct part *p = LIST_ITEM(l, struct part, link);
+        struct block *b = p->block;
+        int err = stopped(m, p, pass->now_ns);
+        if (err) {
+            p->block = NULL;
+            ucmi_part_over(p, err, &pass->fin);
+            if (b)
+                ucmi_block_unref(m->c, b, &pass->fin);
+        } else if (m->out) {
+            ucmi_dump_place(m, p, pass);
+        } else {
+            ucmi_load_place(m, p, pass);
+        }
+    }
+    if (m->out)
+        ucmi_dump_write(m, pass);
+}
+
+static void job_over(struct job *j)
+{
+    struct mover *m = j->m;
+    struct cache *c = m->c;
+    pthread_mutex_lock(&c->lock);
+    list_del(&j->link);
+    pthread_mutex_unlock(&c->lock);
+    if (j->start_ns)
+        ucmi_log(UCM_DEBUG, NULL,
+                 "Cache task(%" PRIu64 ",%s,%" PRIu32 ",%" PRIu64 ") finished, cost %.3fms.", j->id,
+                 m->out ? "DUMP" : "LOAD", j->n, j->bytes,
+                 (double)(ucmi_now_ns() - j->start_ns) * 1e-6);
+    atomic_fetch_sub(&c->slices, j->n);
+    atomic_fetch_sub(&m->njobs, 1);
+    free(j);
+}
+
+/* Without the lock: the parts in fin are nobody else's.  The books are closed before the sender
+ * hears of the end, so that it finds the room that it has given back. */
+static void tell(struct cache *c, struct link *fin)
+{
+    for (struct link *l; (l = list_take(fin));) {
+        struct part *p = LIST_ITEM(l, struct part, link);
+        struct job *j = p->job;
+        struct ucm_xfer *x = j->x;
+        struct ucm_slice *s = part_slice(p);
+        bool dump = j->m->out, told = p->told;
+        int err = p->err;
+        if (p->state == PART_RELEASED) {
+            p->told = true;
+            x->done(x, s, UCM_RELEASED, 0);
+            pthread_mutex_lock(&c->lock);
+            ucmi_dump_join(c, p, fin);
+            pthread_mutex_unlock(&c->lock);
+            continue;
+        }
+        if (atomic_fetch_sub(&j->left, 1) == 1)
+            job_over(j);
+        if (!told)
+            x->done(x, s, UCM_RELEASED, err);
+        if (dump)
+            x->done(x, s, UCM_STORED, err);
+    }
+}
+
+/* ---- flights ---- */
+
+static void land(struct mover *m, struct link *parts, int err, struct link *fin)
+{
+    for (struct link *l; (l = list_take(parts));) {
+        struct part *p = LIST_ITEM(l, struct part, link);
+        if (m->out)
+            ucmi_dump_copied(m->c, p, err, fin);
+        else
+            ucmi_load_copied(m->c, p, err, fin);
+    }
+}
+
+static void flight_landed(struct mover *m, struct event *e, struct link *fin)
+{
+    struct flight *f = CONTAINER_OF(e, struct flight, e);
+    land(m, &f->parts, f->err, fin);
+    m->nflights--;
+    free(f);
+}
+
+static void flight_then(void *arg, int err)
+{
+    struct flight *f = arg;
+    if (!f->err)
+        f->err = err;
+    ucmi_mover_post(f->m, &f->e);
+}
+
+static int flush_copies(struct mover *m)
+{
+    const struct ucm_geometry *geo = m->c->geo;
+    size_t n = m->ncopies;
+    m->ncopies = 0;
+    return n ? geo->dev->copy(geo->dev_state, m->stream, m->out, m->copies, n) : 0;
+}
+
+/* The pieces of a slice, in mover.pieces. */
+static ssize_t get_pieces(struct mover *m, const struct ucm_xfer *x, const struct ucm_slice *s)
+{
+    size_t n = ucm_slice_pieces(x, s, m->pieces, m->npieces);
+    if (n <= m->npieces)
+        return (ssize_t)n;
+    struct iovec *more = realloc(m->pieces, n * sizeof *more);
+    if (!more)
+        return -ENOMEM;
+    m->pieces = more;
+    m->npieces = n;
+    return (ssize_t)ucm_slice_pieces(x, s, m->pieces, m->npieces);
+}
+
+/* Queues the copies of a part's run of shards. */
+static int add_copies(struct mover *m, struct part *p)
+{
+    const struct ucm_geometry *geo = m->c->geo;
+    struct job *j = p->job;
+    const struct ucm_slice *s = part_slice(p);
+    int err = 0;
+    if (j->x->after && !j->waited_for) {
+        err = flush_copies(m); /* those before do not wait for this event */
+        if (!err)
+            err = geo->dev->after(geo->dev_state, m->stream, j->x->after);
+        j->waited_for = !err;
+    }
+    ssize_t n = err ? err : get_pieces(m, j->x, s);
+    size_t skip = (p->from - s->shard) * geo->shard_size,
+           left = (p->to - p->from) * geo->shard_size;
+    uint32_t slot = p->block ? p->block->slot : p->slot;
+    char *host = ucmi_pool_memory(m->c->pool, slot) + p->from * geo->shard_size;
+    ucmi_pool_touch(m->c->pool, slot);
+    for (ssize_t i = 0; i < n && left && !err; i++) {
+        size_t len = m->pieces[i].iov_len;
+        if (len <= skip) {
+            skip -= len;
+            continue;
+        }
+        len = MIN(len - skip, left);
+        m->copies[m->ncopies++] =
+            (struct ucm_copy){(char *)m->pieces[i].iov_base + skip, host, len};
+        skip = 0;
+        host += len;
+        left -= len;
+        if (m->ncopies == COPY_MAX)
+            err = flush_copies(m);
+    }
+    return n < 0 ? (int)n : err;
+}
+
+/* The device could not say when the copies have ended: freeing the stream waits for it. */
+static void renew_stream(struct mover *m)
+{
+    const struct ucm_geometry *geo = m->c->geo;
+    geo->dev->stream_free(geo->dev_state, m->stream);
+    m->stream = NULL;
+    if (geo->dev->stream_new(geo->dev_state, &m->stream) < 0)
+        m->stream = NULL;
+}
+
+static void copies_failed(struct mover *m, struct pass *pass)
+{
+    pthread_mutex_lock(&m->c->lock);
+    land(m, &pass->copies, -ENOMEM, &pass->fin);
+    pthread_mutex_unlock(&m->c->lock);
+    tell(m->c, &pass->fin);
+}
+
+static void launch(struct mover *m, struct pass *pass)
+{
+    const struct ucm_geometry *geo = m->c->geo;
+    struct flight *f = malloc(sizeof *f);
+    if (!f) {
+        copies_failed(m, pass);
+        return;
+    }
+    f->e.handle = flight_landed;
+    f->m = m;
+    f->err = m->stream ? 0 : -ENODEV;
+    list_init(&f->parts);
+    list_splice(&f->parts, &pass->copies);
+    m->nflights++;
+    for (struct link *l = f->parts.next; l != &f->parts && !f->err; l = l->next)
+        f->err = add_copies(m, LIST_ITEM(l, struct part, link));
+    int err = flush_copies(m);
+    if (!f->err)
+        f->err = err;
+    err = m->stream ? geo->dev->then(geo->dev_state, m->stream, flight_then, f) : -ENODEV;
+    if (err < 0) {
+        if (m->stream)
+            renew_stream(m);
+        flight_then(f, err);
+    }
+}
+
+/* ---- the thread ---- */
+
+static bool finished(struct mover *m, struct pass *pass)
+{
+    struct cache *c = m->c;
+    if (c->closing < (m->out ? 2 : 1) || !list_empty(&m->jobs) || m->nflights)
+        return false;
+    if (m->out && !list_empty(&c->dirty))
+        return false;
+    if (m->nchildren && pass->now_ns < c->close_ns)
+        return false;
+    pthread_mutex_lock(&m->lock);
+    m->gone = list_empty(&m->inbox) && !m->events;
+    pthread_mutex_unlock(&m->lock);
+    return m->gone;
+}
+
+static void fail_unsent(struct mover *m, int err)
+{
+    for (struct link *l; (l = list_take(&m->unsent));)
+        ucmi_child_fail(LIST_ITEM(l, struct child, link), err);
+}
+
+/* The part of a round that needs the lock. */
+static bool look(struct mover *m, struct event *events, struct link *jobs, struct pass *pass)
+{
+    struct cache *c = m->c;
+    pthread_mutex_lock(&c->lock);
+    accept_jobs(m, jobs);
+    for (struct event *e = events, *next; e; e = next) {
+        next = e->next;
+        e->handle(m, e, &pass->fin);
+    }
+    watch_deadlines(m, pass);
+    if (needs_tick(m) && pass->now_ns >= m->tick_ns)
+        tick(m, pass);
+    if (m->freed_sum)
+        look_for_room(m);
+    place(m, pass);
+    abandon(c, pass);
+    if (c->closing)
+        shut_down(m, pass);
+    ucmi_gauge(c->counters, UCMI_CACHE_READY, atomic_load(&c->pool->head->ready));
+    bool over = c->closing && pass->now_ns >= c->close_ns;
+    pthread_mutex_unlock(&c->lock);
+    return over;
+}
+
+void *ucmi_mover_main(void *arg)
+{
+    struct mover *m = arg;
+    struct cache *c = m->c;
+    uint64_t wake_ns = UINT64_MAX;
+    for (bool end = false; !end;) {
+        struct link jobs;
+        struct pass pass;
+        list_init(&jobs);
+        list_init(&pass.fin);
+        list_init(&pass.copies);
+        list_init(&pass.children);
+        pass.bytes = 0;
+        struct event *events = take(m, &jobs, wake_ns);
+        pass.now_ns = ucmi_now_ns();
+        if (look(m, events, &jobs, &pass))
+            fail_unsent(m, -ETIMEDOUT);
+        tell(c, &pass.fin);
+        if (m->resend && !list_empty(&m->unsent))
+            ucmi_child_resend(m);
+        m->resend = false;
+        for (struct link *l; (l = list_take(&pass.children));)
+            ucmi_child_send(m, LIST_ITEM(l, struct child, link));
+        if (!list_empty(&pass.copies))
+            launch(m, &pass);
+        pthread_mutex_lock(&c->lock);
+        end = finished(m, &pass);
+        wake_ns = next_wake(m, pass.now_ns);
+        pthread_mutex_unlock(&c->lock);
+    }
+    return NULL;
+}

@@ -1,0 +1,142 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * cache_out.c - dumps: from the engine into the pool, and from there to the tier below.
+ *
+ * The engine's memory is RELEASED as soon as its copy has ended.  A block that is whole is READY
+ * for all processes at once, and is written down in one piece, straight out of its slot, which
+ * stays pinned until the tier below says STORED.  A block that is in the pool already is written
+ * down all the same: the tier below knows best whether it has it.  Runs on the out mover, except
+ * ucmi_dump_join; all with cache.lock held.
+ */
+#include "store/cache.h"
+
+#include <stdlib.h>
+
+/* A block that is READY: the pin that comes with it is the struct block's from now on. */
+static struct block *adopt(struct cache *c, const struct ucm_slice *s, uint32_t slot,
+                           uint64_t now_ns)
+{
+    struct block *b = c->blocks[slot];
+    if (!b)
+        b = ucmi_block_new(c, s, slot, true, now_ns);
+    else
+        ucmi_pool_unpin(c->pool, slot); /* it has one */
+    if (!b)
+        ucmi_pool_unpin(c->pool, slot);
+    return b;
+}
+
+/* Gives the part its block; false if it has to wait or has failed. */
+static bool find_block(struct mover *m, struct part *p, struct pass *pass)
+{
+    struct cache *c = m->c;
+    const struct ucm_slice *s = part_slice(p);
+    uint32_t slot;
+    enum ucmi_pool_got got = ucmi_part_get(m, p, pass, &slot);
+
+    switch (got) {
+    case UCMI_POOL_READY: p->block = adopt(c, s, slot, pass->now_ns); break;
+    case UCMI_POOL_CLAIMED:
+        p->block = ucmi_block_new(c, s, slot, false, pass->now_ns);
+        if (!p->block)
+            ucmi_pool_drop(c->pool, slot);
+        break;
+    case UCMI_POOL_MINE: p->block = c->blocks[slot]; break;
+    case UCMI_POOL_BUSY:
+    case UCMI_POOL_FULL: ucmi_part_no_slot(m, p, got == UCMI_POOL_BUSY); return false;
+    }
+    if (!p->block) {
+        ucmi_part_over(p, -ENOMEM, &pass->fin);
+        return false;
+    }
+    p->block->users++;
+    return true;
+}
+
+/* Copies the first run of shards that are missing, and comes back here for the next one. */
+void ucmi_dump_place(struct mover *m, struct part *p, struct pass *pass)
+{
+    struct cache *c = m->c;
+    const struct ucm_slice *s = part_slice(p);
+    uint32_t end = s->shard + s->nshards;
+
+    if (!p->block && !find_block(m, p, pass))
+        return;
+    struct block *b = p->block;
+    if (ucmi_block_gap(b, s->shard, end, &p->from, &p->to)) {
+        ucmi_block_begin(c, b, p->from, p->to, pass->now_ns);
+        b->failed = false;
+        p->state = PART_COPY;
+        list_add(&pass->copies, &p->link);
+        pass->bytes += (p->to - p->from) * c->geo->shard_size;
+    } else if (ucmi_block_any(b->busy, s->shard, end)) {
+        ucmi_part_wait(p, &b->waiters, PART_SHARDS);
+    } else {
+        m->moving--;
+        p->state = PART_RELEASED;
+        list_add(&pass->fin, &p->link);
+    }
+}
+
+void ucmi_dump_copied(struct cache *c, struct part *p, int err, struct link *fin)
+{
+    struct block *b = p->block;
+    if (!err)
+        b->dirty = true;
+    ucmi_block_done(c, b, p->from, p->to, err, fin);
+    if (!err) {
+        ucmi_part_todo(p);
+        return;
+    }
+    p->block = NULL;
+    ucmi_part_over(p, err, fin);
+    ucmi_block_unref(c, b, fin);
+}
+
+static void queue(struct cache *c, struct block *b)
+{
+    b->below = BELOW_QUEUED;
+    b->users++;
+    list_add(&c->dirty, &b->link);
+    ucmi_mover_kick(&c->out);
+}
+
+/* The sender knows that its memory is free; now the part waits until its block is stored. */
+void ucmi_dump_join(struct cache *c, struct part *p, struct link *fin)
+{
+    struct block *b = p->block;
+    p->block = NULL;
+    if (b->whole && b->below == BELOW_UNKNOWN)
+        queue(c, b);
+    if (b->below == BELOW_KNOWN)
+        ucmi_part_over(p, b->below_err, fin);
+    else if (p->job->given_up)
+        ucmi_part_over(p, -ETIMEDOUT, fin);
+    else
+        ucmi_part_wait(p, &b->stored, PART_STORING);
+    ucmi_block_unref(c, b, fin);
+}
+
+/* Hands the blocks that are whole to the tier below, many at once. */
+void ucmi_dump_write(struct mover *m, struct pass *pass)
+{
+    struct cache *c = m->c;
+    for (unsigned i = 0; i < PASS_PARTS && list_empty(&m->unsent); i++) {
+        struct link *l = list_take(&c->dirty);
+        if (!l)
+            return;
+        struct block *b = LIST_ITEM(l, struct block, link);
+        b->below = BELOW_WRITING;
+        if (!ucmi_child_add(m, pass, b, 0, c->geo->nshards, pass->now_ns + c->timeout_ns))
+            ucmi_block_written(c, b, -ENOMEM, &pass->fin);
+        ucmi_block_unref(c, b, &pass->fin);
+    }
+}
+
+void ucmi_dump_written(struct mover *m, struct event *e, struct link *fin)
+{
+    struct child_slice *cs = CONTAINER_OF(e, struct child_slice, e);
+    ucmi_block_written(m->c, cs->block, cs->err, fin);
+    ucmi_block_unref(m->c, cs->block, fin);
+    ucmi_child_unref(cs->child);
+}

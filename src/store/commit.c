@@ -1,0 +1,400 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Records on their way into the journal of a lane we own.
+ *
+ * What is added while a commit flies goes with the next one, so the busier the lane the more
+ * records share a write.  A commit is: sync the segments (posix_sync data, full), write the
+ * records, sync the journal (full), and only then tell who waits.  One flies at a time, so records
+ * are in order.
+ *
+ * A journal write that fails leaves us not knowing what is in the file.  So the lane is let go: who
+ * takes it next, most likely we, reads what is there.
+ *
+ * Compaction: `journal.new` begins with a summary of all live slots, MOVED ends the old file, the
+ * rename makes the new one the journal.  A reader who has read up to MOVED knows all that the
+ * summary says and goes on behind it.
+ */
+#include "store/posix.h"
+
+#include <inttypes.h>
+#include <stdlib.h>
+
+/* ---- adding ---- */
+
+static int batch_room(struct ucmi_batch *b)
+{
+    if (b->n < b->cap)
+        return 0;
+    size_t cap = b->cap ? 2 * b->cap : 64;
+    struct ucmi_record *r = realloc(b->r, cap * sizeof *r);
+    if (r)
+        b->r = r;
+    struct ucmi_block **block = realloc(b->block, cap * sizeof *block);
+    if (block)
+        b->block = block;
+    if (!r || !block)
+        return -ENOMEM;
+    b->cap = cap;
+    return 0;
+}
+
+int ucmi_commit_add(struct ucmi_lane *lane, const struct ucmi_record *r, struct ucmi_block *block)
+{
+    struct ucmi_batch *b = &lane->own->pending;
+    int err = batch_room(b);
+    if (err < 0)
+        return err;
+    b->r[b->n] = *r;
+    b->block[b->n++] = block;
+    return 0;
+}
+
+void ucmi_batch_fail(struct ucmi_posix *p, struct ucmi_batch *b, int err)
+{
+    for (size_t i = 0; i < b->n; i++)
+        if (b->block[i])
+            ucmi_block_stored(p, b->block[i], err);
+    b->n = 0;
+}
+
+struct ucmi_record ucmi_commit_record(const struct ucmi_slot *slot, enum ucmi_op op,
+                                      const struct ucmi_lane *lane, uint32_t place)
+{
+    return (struct ucmi_record){
+        .op = op,
+        .rank = slot->rank,
+        .key = slot->key,
+        .segment = place / lane->slots,
+        .slot = place % lane->slots,
+        .depth = slot->depth,
+        .tick = slot->tick,
+        .header_sum = slot->header_sum,
+    };
+}
+
+/* ---- the end of a commit ---- */
+
+static void compact(struct ucmi_posix *p, struct ucmi_lane *lane);
+
+static uint32_t place_of(const struct ucmi_lane *lane, const struct ucmi_record *r)
+{
+    return r->segment * lane->slots + r->slot;
+}
+
+/* Callers see all blocks of a commit at once. */
+static void publish(struct ucmi_posix *p, struct ucmi_lane *lane)
+{
+    struct ucmi_own *own = lane->own;
+    pthread_rwlock_wrlock(&p->lock);
+    for (size_t i = 0; i < own->flying.n; i++) {
+        const struct ucmi_record *r = &own->flying.r[i];
+        if (r->op != UCMI_PUT)
+            continue;
+        struct ucmi_entry entry = {.key = r->key,
+                                   .place = place_of(lane, r),
+                                   .header_sum = r->header_sum,
+                                   .lane = lane->id,
+                                   .rank = r->rank};
+        /* Without memory for the entry the block is there for others, and for us after a restart.
+         */
+        ucmi_index_put(&p->index, &entry, NULL);
+        ucmi_own_slot(lane, entry.place)->state = UCMI_DISK_LIVE;
+        own->open--;
+        own->live++;
+    }
+    pthread_rwlock_unlock(&p->lock);
+    ucmi_gauge(p->t->counters, UCMI_DISK_BLOCKS, (int64_t)p->index.count);
+}
+
+static void over(struct ucmi_posix *p, struct ucmi_lane *lane, int err)
+{
+    struct ucmi_own *own = lane->own;
+    struct ucmi_batch *b = &own->flying;
+
+    own->stage = UCMI_COMMIT_IDLE;
+    if (err || own->lost) {
+        ucmi_batch_fail(p, b, err ? err : -EIO);
+        ucmi_own_lose(p, lane, "its journal could not be written", err);
+        return;
+    }
+    own->records += b->n;
+    publish(p, lane);
+    for (size_t i = 0; i < b->n; i++)
+        if (b->r[i].op == UCMI_DEL)
+            ucmi_own_free_slot(p, lane, place_of(lane, &b->r[i]));
+        else if (b->block[i])
+            ucmi_block_stored(p, b->block[i], 0);
+    b->n = 0;
+    if (own->records > 4 * (uint64_t)own->live + own->compact_slack)
+        compact(p, lane);
+}
+
+/* ---- its stages ---- */
+
+static void send(struct ucmi_posix *p, struct ucmi_own *own, struct ucm_io io,
+                 void (*done)(struct ucmi_posix *p, struct ucmi_sent *s))
+{
+    own->sent.io = io;
+    own->sent.done = done;
+    ucmi_pump_send(p, &own->sent);
+}
+
+static void journal_synced(struct ucmi_posix *p, struct ucmi_sent *s)
+{
+    struct ucmi_own *own = CONTAINER_OF(s, struct ucmi_own, sent);
+    over(p, own->lane, s->io.res < 0 ? (int)s->io.res : 0);
+}
+
+static void records_written(struct ucmi_posix *p, struct ucmi_sent *s)
+{
+    struct ucmi_own *own = CONTAINER_OF(s, struct ucmi_own, sent);
+    if (s->io.res < 0 || (size_t)s->io.res < own->iov.iov_len) {
+        over(p, own->lane, s->io.res < 0 ? (int)s->io.res : -EIO);
+        return;
+    }
+    ucmi_jtail_advance(&own->tail, own->flying.n, own->buf);
+    if (p->sync != UCMI_SYNC_FULL) {
+        over(p, own->lane, 0);
+        return;
+    }
+    own->stage = UCMI_COMMIT_SYNC;
+    send(p, own, (struct ucm_io){.op = UCM_IO_SYNC, .fd = own->lane->journal}, journal_synced);
+}
+
+/* Lays n records into own->buf, own->iov; returns where they go, or -ENOMEM. */
+static off_t lay(struct ucmi_own *own, struct ucmi_record *v, size_t n)
+{
+    off_t off;
+    size_t span = ucmi_jtail_span(&own->tail, n, &off);
+    if (span > own->buf_len) {
+        void *buf = aligned_alloc(UCMI_PAGE, span);
+        if (!buf)
+            return -ENOMEM;
+        free(own->buf);
+        own->buf = buf;
+        own->buf_len = span;
+    }
+    ucmi_jtail_lay(&own->tail, v, n, own->buf);
+    own->iov = (struct iovec){own->buf, span};
+    return off;
+}
+
+static void write_records(struct ucmi_posix *p, struct ucmi_own *own)
+{
+    off_t off = lay(own, own->flying.r, own->flying.n);
+    own->stage = UCMI_COMMIT_RECORDS;
+    if (off < 0)
+        over(p, own->lane, (int)off);
+    else
+        send(p, own,
+             (struct ucm_io){.op = UCM_IO_WRITEV,
+                             .fd = own->lane->journal,
+                             .off = off,
+                             .iov = &own->iov,
+                             .niov = 1},
+             records_written);
+}
+
+/* The lowest segment from `from` on that a block of this commit lies in. */
+static bool next_segment(const struct ucmi_own *own, uint32_t from, uint32_t *segment)
+{
+    bool any = false;
+    for (size_t i = 0; i < own->flying.n; i++) {
+        const struct ucmi_record *r = &own->flying.r[i];
+        if (r->op == UCMI_PUT && r->segment >= from && (!any || r->segment < *segment)) {
+            *segment = r->segment;
+            any = true;
+        }
+    }
+    return any;
+}
+
+static void data_synced(struct ucmi_posix *p, struct ucmi_sent *s);
+
+static void sync_data(struct ucmi_posix *p, struct ucmi_own *own, uint32_t from)
+{
+    uint32_t segment = 0;
+    if (p->sync == UCMI_SYNC_NONE || !next_segment(own, from, &segment)) {
+        write_records(p, own);
+        return;
+    }
+    own->stage = UCMI_COMMIT_DATA;
+    own->syncing = segment;
+    int fd = ucmi_seg_fd(p, own->lane, segment, false);
+    if (fd < 0) {
+        over(p, own->lane, fd);
+        return;
+    }
+    own->lane->segs[segment].ios++;
+    send(p, own, (struct ucm_io){.op = UCM_IO_SYNC, .fd = fd}, data_synced);
+}
+
+static void data_synced(struct ucmi_posix *p, struct ucmi_sent *s)
+{
+    struct ucmi_own *own = CONTAINER_OF(s, struct ucmi_own, sent);
+    own->lane->segs[own->syncing].ios--;
+    if (s->io.res < 0)
+        over(p, own->lane, (int)s->io.res);
+    else
+        sync_data(p, own, own->syncing + 1);
+}
+
+void ucmi_commit_kick(struct ucmi_posix *p, struct ucmi_lane *lane)
+{
+    struct ucmi_own *own = lane->own;
+    if (own->lost || own->stage != UCMI_COMMIT_IDLE || !own->pending.n)
+        return;
+    int err = ucmi_own_check(p, lane);
+    if (err < 0) {
+        ucmi_own_lose(p, lane, "another process has taken it, or it was removed", err);
+        return;
+    }
+    struct ucmi_batch b = own->flying;
+    own->flying = own->pending;
+    own->pending = b;
+    sync_data(p, own, 0);
+}
+
+int ucmi_commit_now(struct ucmi_posix *p, struct ucmi_lane *lane, struct ucmi_record *v, size_t n)
+{
+    struct ucmi_own *own = lane->own;
+    off_t off = lay(own, v, n);
+    int err =
+        off < 0 ? (int)off : ucmi_pump_write(p, lane->journal, own->buf, own->iov.iov_len, off);
+    if (!err && p->sync == UCMI_SYNC_FULL)
+        err = ucmi_pump_sync(p, lane->journal);
+    if (err < 0)
+        return err;
+    ucmi_jtail_advance(&own->tail, n, own->buf);
+    own->records += n;
+    return 0;
+}
+
+/* ---- compaction ---- */
+
+struct summary {
+    int fd;
+    struct ucmi_jtail *tail;
+    struct ucmi_record *v;
+    size_t n;
+    void *pages;
+};
+enum { SUMMARY_STEP = UCMI_READ_BUF / 2 / sizeof(struct ucmi_record) - 64 };
+
+static int summary_write(struct ucmi_posix *p, struct summary *s)
+{
+    off_t off;
+    size_t span = ucmi_jtail_span(s->tail, s->n, &off);
+    ucmi_jtail_lay(s->tail, s->v, s->n, s->pages);
+    int err = ucmi_pump_write(p, s->fd, s->pages, span, off);
+    ucmi_jtail_advance(s->tail, s->n, s->pages);
+    s->n = 0;
+    return err;
+}
+
+static int summary_records(struct ucmi_posix *p, const struct ucmi_lane *lane, struct summary *s)
+{
+    int err = 0;
+    s->v[s->n++] = (struct ucmi_record){.op = UCMI_EPOCH, .epoch = lane->own->tail.pos.epoch};
+    for (uint32_t g = 0; g < lane->nsegs; g++)
+        for (uint32_t i = 0; lane->segs[g].slots && i < lane->slots; i++) {
+            const struct ucmi_slot *slot = &lane->segs[g].slots[i];
+            if (slot->state != UCMI_DISK_LIVE)
+                continue;
+            s->v[s->n++] = ucmi_commit_record(slot, UCMI_PUT, lane, g * lane->slots + i);
+            if (s->n == SUMMARY_STEP && (err = summary_write(p, s)) < 0)
+                return err;
+        }
+    return s->n ? summary_write(p, s) : 0;
+}
+
+/* Writes a journal of the next generation that says what this one says. */
+static int write_summary(struct ucmi_posix *p, const struct ucmi_lane *lane, int fd,
+                         struct ucmi_jtail *tail)
+{
+    const struct ucmi_own *own = lane->own;
+    struct summary s = {
+        .fd = fd, .tail = tail, .v = p->read_buf, .pages = (char *)p->read_buf + UCMI_READ_BUF / 2};
+    uint64_t base = own->tail.pos.seq; /* of MOVED, which is still to be written */
+
+    tail->pos = (struct ucmi_jpos){.off = UCMI_PAGE, .seq = base + 1};
+    int err = summary_records(p, lane, &s);
+    if (err < 0)
+        return err;
+    struct ucmi_journal_header *h = p->read_buf;
+    ucmi_head_fill(p, h);
+    h->rank = lane->rank;
+    h->slots = lane->slots;
+    h->epoch = own->tail.pos.epoch;
+    h->owner = own->owner;
+    h->generation = lane->generation + 1;
+    h->base = base;
+    h->summary = tail->pos.seq - base - 1;
+    ucmi_journal_header_seal(h);
+    err = ucmi_pump_write(p, fd, h, sizeof *h, 0);
+    if (!err && p->sync != UCMI_SYNC_NONE)
+        err = ucmi_pump_sync(p, fd);
+    return err;
+}
+
+static int rename_journal(struct ucmi_posix *p, const struct ucmi_lane *lane)
+{
+    return ucmi_io_file(&p->io, &(struct ucm_file){.op = UCM_FILE_RENAME,
+                                                   .dirfd = lane->dir,
+                                                   .path = "journal.new",
+                                                   .path2 = "journal"});
+}
+
+/* The new file is complete before MOVED sends anybody there, and MOVED is written before the name
+ * changes, so who follows the old file always finds out. */
+static int move_journal(struct ucmi_posix *p, struct ucmi_lane *lane, int fd,
+                        struct ucmi_jtail *tail)
+{
+    struct ucmi_own *own = lane->own;
+    int err = write_summary(p, lane, fd, tail);
+    if (!err)
+        err = ucmi_own_check(p, lane);
+    if (err < 0)
+        return err;
+    struct ucmi_record moved = {.op = UCMI_MOVED};
+    err = ucmi_commit_now(p, lane, &moved, 1);
+    if (!err)
+        err = rename_journal(p, lane);
+    if (err < 0)
+        return err; /* MOVED or not, the old file goes on */
+    ucmi_file_close(p, lane->journal);
+    lane->journal = fd;
+    lane->generation++;
+    own->records = (tail->pos.off - UCMI_PAGE) / sizeof moved;
+    uint8_t *page = own->tail.page;
+    own->tail = *tail;
+    tail->page = page;
+    return 0;
+}
+
+static void compact(struct ucmi_posix *p, struct ucmi_lane *lane)
+{
+    static struct ucmi_log_gate gate;
+    struct ucmi_own *own = lane->own;
+    struct ucmi_jtail tail = {.page = aligned_alloc(UCMI_PAGE, UCMI_PAGE)};
+    uint64_t before = own->records;
+    int fd = -ENOMEM, err;
+
+    if (tail.page)
+        fd = ucmi_journal_create(p, lane, "journal.new", ucmi_journal_room(own->total));
+    err = fd < 0 ? fd : move_journal(p, lane, fd, &tail);
+    free(tail.page);
+    if (!err) {
+        own->compact_slack = UCMI_COMPACT_SLACK;
+        ucmi_count(p->t->counters, UCMI_DISK_COMPACTED, 1);
+        ucmi_log(UCM_DEBUG, p->object, "journal of %s: %" PRIu64 " records became %" PRIu64,
+                 lane->name, before, own->records);
+        return;
+    }
+    /* The journal may grow a little longer before the next attempt. */
+    own->compact_slack += UCMI_COMPACT_SLACK;
+    if (fd >= 0)
+        ucmi_file_close(p, fd);
+    ucmi_log_gated(&gate, 60, UCM_WARN, p->object, "journal of %s: cannot be compacted: %s",
+                   lane->name, ucm_strerror(err));
+}

@@ -1,0 +1,77 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Sealing and checking of what lies on disk.  Nothing here trusts a byte before its checksum, and a
+ * structure that checks is still only what somebody once wrote there: identity is the caller's to
+ * compare.
+ */
+#include "store/format.h"
+
+/* Each kind has a seed of its own, so that one can never pass for another. */
+enum { SLOT_SEED = 0x510f, JOURNAL_SEED = 0x10a1, RECORD_SEED = 0x4ec0 };
+
+static uint64_t slot_sum(const struct ucmi_slot_header *h)
+{
+    return ucmi_hash64(h, offsetof(struct ucmi_slot_header, sum), SLOT_SEED);
+}
+
+static uint64_t journal_sum(const struct ucmi_journal_header *h)
+{
+    return ucmi_hash64(h, offsetof(struct ucmi_journal_header, sum), JOURNAL_SEED);
+}
+
+static uint64_t record_sum(const struct ucmi_record *r)
+{
+    return ucmi_hash64(r, offsetof(struct ucmi_record, sum), RECORD_SEED);
+}
+
+void ucmi_slot_header_seal(struct ucmi_slot_header *h)
+{
+    h->magic = UCMI_SLOT_MAGIC;
+    h->format = UCMI_FORMAT;
+    h->sum = slot_sum(h);
+}
+
+void ucmi_journal_header_seal(struct ucmi_journal_header *h)
+{
+    h->magic = UCMI_JOURNAL_MAGIC;
+    h->format = UCMI_FORMAT;
+    h->sum = journal_sum(h);
+}
+
+void ucmi_record_seal(struct ucmi_record *r)
+{
+    r->sum = record_sum(r);
+}
+
+int ucmi_slot_header_check(const struct ucmi_slot_header *h)
+{
+    if (h->magic != UCMI_SLOT_MAGIC)
+        return -EBADMSG;
+    if (h->format != UCMI_FORMAT) /* before the sum: another format may keep it elsewhere */
+        return -ENOTSUP;
+    if (h->sum != slot_sum(h) || h->nshards == 0 || h->nshards > UCMI_MAX_SHARDS ||
+        h->shard_size == 0)
+        return -EBADMSG;
+    return 0;
+}
+
+int ucmi_journal_header_check(const struct ucmi_journal_header *h)
+{
+    if (h->magic != UCMI_JOURNAL_MAGIC)
+        return -EBADMSG;
+    if (h->format != UCMI_FORMAT)
+        return -ENOTSUP;
+    if (h->sum != journal_sum(h) || h->slots == 0 || h->ranks == 0 || h->ranks > UCMI_MAX_RANKS ||
+        h->rank >= h->ranks || h->nshards == 0 || h->nshards > UCMI_MAX_SHARDS ||
+        h->shard_size == 0 || h->block_size / h->nshards != h->shard_size ||
+        h->block_size % h->nshards != 0 || h->slot_size != ucmi_slot_size(h->block_size))
+        return -EBADMSG;
+    if (memchr(h->host, 0, sizeof h->host) == NULL || memchr(h->boot, 0, sizeof h->boot) == NULL)
+        return -EBADMSG;
+    return 0;
+}
+
+bool ucmi_record_check(const struct ucmi_record *r)
+{
+    return r->op >= UCMI_PUT && r->op <= UCMI_MOVED && r->sum == record_sum(r);
+}

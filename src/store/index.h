@@ -1,0 +1,46 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * index.h - which lanes hold which blocks: open addressing over (key, rank) in RAM.
+ *
+ * The same block may lie in several lanes: each has an entry of its own.  The caller locks: changes
+ * alone, ucmi_index_probe and ucmi_index_find together with each other.
+ */
+#ifndef UCMI_INDEX_H
+#define UCMI_INDEX_H
+
+#include "base/base.h"
+
+struct ucmi_entry {
+    ucm_key key;
+    uint32_t place; /* segment * slots + slot of its lane */
+    uint32_t header_sum;
+    _Atomic uint32_t seen; /* second of the last lookup that found it; set by probes */
+    uint16_t lane;         /* 0: an empty entry */
+    uint16_t rank;
+};
+_Static_assert(sizeof(struct ucmi_entry) == 32, "two entries a cache line");
+
+struct ucmi_index {
+    struct ucmi_entry *v;
+    unsigned bits;
+    size_t count;
+};
+
+int ucmi_index_init(struct ucmi_index *ix);
+void ucmi_index_destroy(struct ucmi_index *ix);
+/* Adds the entry, or overwrites that of the same key, rank and lane (then *old is what it was and 1
+ * is returned; old may be NULL).  0: added.  -ENOMEM. */
+int ucmi_index_put(struct ucmi_index *ix, const struct ucmi_entry *e, struct ucmi_entry *old);
+/* The first entry of key and rank, of any lane (lane 0) or of this one; NULL: none. */
+struct ucmi_entry *ucmi_index_find(const struct ucmi_index *ix, const ucm_key *key, uint16_t rank,
+                                   uint16_t lane);
+/* Takes out an entry that ucmi_index_find returned; others move. */
+void ucmi_index_remove(struct ucmi_index *ix, struct ucmi_entry *e);
+/* Takes out all entries of a lane; returns how many. */
+size_t ucmi_index_drop_lane(struct ucmi_index *ix, uint16_t lane);
+/* Sets found[i] to level for each key there; skips those whose found[i] is not 0.  now: seconds,
+ * for `seen`.  Returns how many remain 0. */
+size_t ucmi_index_probe(const struct ucmi_index *ix, const ucm_key *keys, size_t n, uint16_t rank,
+                        uint32_t now, uint8_t level, uint8_t *found);
+
+#endif

@@ -1,0 +1,332 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * ucm_inspect: what a storage backend holds, read from the journals, with each block read and
+ * checked on request.  Needs no store and changes nothing; engines may be running.
+ *
+ * Of a live lane it sees one moment or another.  A block that seems damaged is looked for once more
+ * in the journal before it is called so: its slot may have gone to another in the meantime.
+ */
+#include "store/lane.h"
+
+#include <ctype.h>
+#include <dirent.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+enum { READ_BUF = 1 << 20 };
+
+struct live {
+    ucm_key key;
+    uint32_t depth, header_sum;
+    uint16_t rank;
+    bool there;
+};
+struct table {          /* of one lane: what lies where */
+    struct live **segs; /* NULL: nothing in it */
+    uint32_t nsegs, slots;
+    uint64_t records;
+    bool failed; /* out of memory */
+};
+struct inspection {
+    const struct ucm_inspect *how;
+    struct ucm_lane_info info;
+    int dir;
+    void *buf; /* READ_BUF */
+    struct ucmi_journal_header *head;
+    uint8_t *block; /* header and block */
+    struct table table;
+};
+
+/* ---- a journal ---- */
+
+static struct live *segment_of(struct table *t, uint32_t segment)
+{
+    if (segment >= t->nsegs) {
+        struct live **v = realloc(t->segs, (segment + 1) * sizeof *v);
+        if (!v)
+            return NULL;
+        memset(v + t->nsegs, 0, (segment + 1 - t->nsegs) * sizeof *v);
+        t->segs = v;
+        t->nsegs = segment + 1;
+    }
+    if (!t->segs[segment])
+        t->segs[segment] = calloc(t->slots, sizeof *t->segs[segment]);
+    return t->segs[segment];
+}
+
+static void note(void *arg, const struct ucmi_record *r)
+{
+    struct table *t = arg;
+    t->records++;
+    uint32_t place;
+    if ((r->op != UCMI_PUT && r->op != UCMI_DEL) || !ucmi_place_of(r, t->slots, &place))
+        return;
+    struct live *seg = segment_of(t, r->segment);
+    if (!seg) {
+        t->failed = true;
+        return;
+    }
+    struct live *at = &seg[r->slot];
+    if (r->op == UCMI_PUT)
+        *at = (struct live){.key = r->key,
+                            .depth = r->depth,
+                            .header_sum = r->header_sum,
+                            .rank = r->rank,
+                            .there = true};
+    else if (ucmi_key_eq(&at->key, &r->key))
+        at->there = false;
+}
+
+static void table_free(struct table *t)
+{
+    for (uint32_t g = 0; g < t->nsegs; g++)
+        free(t->segs[g]);
+    free(t->segs);
+    *t = (struct table){0};
+}
+
+static int read_journal(struct inspection *in, struct table *t)
+{
+    int fd = openat(in->dir, "journal", O_RDONLY | O_CLOEXEC);
+    if (fd < 0)
+        return -errno;
+    int err = ucmi_journal_header_read(fd, in->head);
+    *t = (struct table){.slots = in->head->slots};
+    struct ucmi_jpos pos = ucmi_jpos_first(in->head);
+    for (bool moved = true; !err && moved;) { /* behind MOVED it goes on if the rename failed */
+        moved = false;
+        err = ucmi_journal_read(fd, in->buf, READ_BUF, &pos, &moved, note, t);
+        t->records += moved;
+    }
+    close(fd);
+    if (!err && t->failed)
+        err = -ENOMEM;
+    return err;
+}
+
+/* ---- blocks ---- */
+
+static int check_block(const struct inspection *in, const struct live *b)
+{
+    const struct ucmi_slot_header *h = (void *)in->block;
+    const struct ucmi_journal_header *j = in->head;
+    if (ucmi_slot_header_check(h) < 0 || memcmp(h->ns, j->ns, sizeof h->ns) != 0 ||
+        h->rank != b->rank || !ucmi_key_eq(&h->key, &b->key) || (uint32_t)h->sum != b->header_sum ||
+        h->nshards != j->nshards || h->shard_size != j->shard_size)
+        return -EBADMSG;
+    for (uint32_t i = 0; i < h->nshards; i++)
+        if (ucmi_hash64(in->block + UCMI_PAGE + i * h->shard_size, h->shard_size, 0) !=
+            h->shard_sum[i])
+            return -EBADMSG;
+    return 0;
+}
+
+static int verify(const struct inspection *in, uint32_t segment, uint32_t slot,
+                  const struct live *b)
+{
+    char name[24];
+    snprintf(name, sizeof name, "seg-%06u", (unsigned)segment);
+    int fd = openat(in->dir, name, O_RDONLY | O_CLOEXEC);
+    if (fd < 0)
+        return errno == ENOENT ? -EBADMSG : -errno;
+    size_t want = UCMI_PAGE + in->head->block_size, got = 0;
+    ssize_t n = 1;
+    while (got < want && n > 0) {
+        off_t off = (off_t)(slot * in->head->slot_size + got);
+        n = TEMP_FAILURE_RETRY(pread(fd, in->block + got, want - got, off));
+        got += n > 0 ? (size_t)n : 0;
+    }
+    int err = n < 0 ? -errno : got < want ? -EBADMSG : check_block(in, b);
+    close(fd);
+    return err;
+}
+
+static bool still_there(struct inspection *in, uint32_t segment, uint32_t slot,
+                        const struct live *b)
+{
+    struct table now = {0};
+    bool same = read_journal(in, &now) == 0 && segment < now.nsegs && now.segs[segment] &&
+                slot < now.slots && now.segs[segment][slot].there &&
+                ucmi_key_eq(&now.segs[segment][slot].key, &b->key) &&
+                now.segs[segment][slot].header_sum == b->header_sum;
+    table_free(&now);
+    return same;
+}
+
+static void visit_block(struct inspection *in, uint32_t segment, uint32_t slot)
+{
+    const struct live *b = &in->table.segs[segment][slot];
+    struct ucm_block_info info = {
+        .key = b->key, .segment = segment, .slot = slot, .depth = b->depth};
+    if (!b->there)
+        return;
+    if (in->how->flags & UCM_INSPECT_VERIFY) {
+        info.err = verify(in, segment, slot, b);
+        if (info.err == -EBADMSG && in->info.live && !still_there(in, segment, slot, b))
+            return;
+        in->info.bad += info.err == -EBADMSG;
+        in->info.error += info.err && info.err != -EBADMSG;
+    }
+    in->info.blocks++;
+    if (in->how->block)
+        in->how->block(in->how->arg, &in->info, &info);
+}
+
+/* ---- lanes ---- */
+
+static bool lock_is_held(int dir)
+{
+    struct flock l = {.l_type = F_WRLCK, .l_whence = SEEK_SET};
+    int fd = openat(dir, "lock", O_RDONLY | O_CLOEXEC);
+    bool held = fd >= 0 && fcntl(fd, F_OFD_GETLK, &l) == 0 && l.l_type != F_UNLCK;
+    if (fd >= 0)
+        close(fd);
+    return held;
+}
+
+/* Calls fn for each entry of a directory whose name it wants. */
+static int each_name(int at, const char *path, void (*fn)(void *arg, int dir, const char *name),
+                     void *arg)
+{
+    int fd = openat(at, path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (fd < 0)
+        return -errno;
+    DIR *dir = fdopendir(fd);
+    if (!dir) {
+        close(fd);
+        return -ENOMEM;
+    }
+    for (struct dirent *e; (e = readdir(dir));)
+        if (e->d_name[0] != '.')
+            fn(arg, fd, e->d_name);
+    closedir(dir);
+    return 0;
+}
+
+static void count_file(void *arg, int dir, const char *name)
+{
+    struct ucm_lane_info *info = arg;
+    bool segment = strncmp(name, "seg-", 4) == 0;
+    struct stat st;
+    if ((!segment && strncmp(name, "journal", 7) != 0) ||
+        fstatat(dir, name, &st, AT_SYMLINK_NOFOLLOW) < 0)
+        return;
+    info->bytes += (uint64_t)st.st_blocks * 512;
+    info->segments += segment;
+}
+
+static void fill_info(struct inspection *in)
+{
+    const struct ucmi_journal_header *h = in->head;
+    struct ucm_lane_info *info = &in->info;
+    info->host = h->host;
+    info->pid = (int)h->pid;
+    info->rank = h->rank;
+    info->ranks = h->ranks;
+    info->block_size = h->block_size;
+    info->shard_size = h->shard_size;
+    info->epoch = h->epoch;
+    info->generation = h->generation;
+    info->records = in->table.records;
+    info->slots = info->segments * h->slots;
+}
+
+static void visit_lane(void *arg, int ns, const char *name)
+{
+    struct inspection *in = arg;
+    struct ucm_lane_info *info = &in->info;
+
+    if (name[0] != 'r' || !isdigit((unsigned char)name[1]))
+        return; /* namespace.json */
+    in->dir = openat(ns, name, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (in->dir < 0)
+        return;
+    *info =
+        (struct ucm_lane_info){.ns = info->ns, .ns_text = info->ns_text, .lane = name, .host = ""};
+    info->live = lock_is_held(in->dir);
+    each_name(in->dir, ".", count_file, info);
+    int err = read_journal(in, &in->table);
+    if (!err) {
+        fill_info(in);
+        if (in->how->flags & UCM_INSPECT_VERIFY) {
+            in->block = aligned_alloc(UCMI_PAGE, in->head->slot_size);
+            err = in->block ? 0 : -ENOMEM;
+        }
+    }
+    for (uint32_t g = 0; !err && g < in->table.nsegs; g++)
+        for (uint32_t i = 0; in->table.segs[g] && i < in->table.slots; i++)
+            visit_block(in, g, i);
+    info->error += err != 0;
+    if (in->how->lane)
+        in->how->lane(in->how->arg, info);
+    table_free(&in->table);
+    free(in->block);
+    in->block = NULL;
+    close(in->dir);
+}
+
+/* ---- namespaces ---- */
+
+/* The text of "namespace" in namespace.json, as namespace.c writes it. */
+static void read_text(int ns, char *text, size_t size)
+{
+    static const char mark[] = "\"namespace\": \"";
+    char json[16384];
+    int fd = openat(ns, "namespace.json", O_RDONLY | O_CLOEXEC);
+    ssize_t len = fd < 0 ? 0 : read(fd, json, sizeof json - 1);
+    if (fd >= 0)
+        close(fd);
+    json[MAX(len, 0)] = '\0';
+    const char *p = strstr(json, mark);
+    size_t n = 0;
+    for (p = p ? p + strlen(mark) : ""; *p && *p != '"' && n + 1 < size; p++) {
+        unsigned code;
+        if (*p != '\\') {
+            text[n++] = *p;
+        } else if (p[1] == 'u' && sscanf(p + 2, "%4x", &code) == 1) {
+            text[n++] = (char)code;
+            p += 5;
+        } else if (p[1]) {
+            text[n++] = *++p;
+        }
+    }
+    text[n] = '\0';
+}
+
+static void visit_ns(void *arg, int root, const char *name)
+{
+    struct inspection *in = arg;
+    char text[8192];
+    if (strlen(name) != 32 || strspn(name, "0123456789abcdef") != 32)
+        return;
+    int ns = openat(root, name, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (ns < 0)
+        return;
+    read_text(ns, text, sizeof text);
+    in->info.ns = name;
+    in->info.ns_text = text;
+    each_name(ns, ".", visit_lane, in);
+    close(ns);
+}
+
+int ucm_inspect(const char *backend, const struct ucm_inspect *how)
+{
+    if (!backend || !how)
+        return -EINVAL;
+    struct inspection in = {.how = how,
+                            .buf = aligned_alloc(UCMI_PAGE, READ_BUF),
+                            .head = aligned_alloc(UCMI_PAGE, sizeof *in.head)};
+    int at = open(backend, O_RDONLY | O_DIRECTORY | O_CLOEXEC), err = at < 0 ? -errno : 0;
+    if (!in.buf || !in.head)
+        err = -ENOMEM;
+    if (!err)
+        err = each_name(at, "ucm", visit_ns, &in);
+    if (at >= 0)
+        close(at);
+    free(in.buf);
+    free(in.head);
+    return err;
+}

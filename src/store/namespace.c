@@ -1,0 +1,123 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The directories above the lanes, <backend>/ucm/<namespace>, and namespace.json, which says in
+ * plain words what the digest in the directory's name stands for.  Nothing but people and `ucm ls`
+ * reads it.
+ */
+#include "store/posix.h"
+
+#include <fcntl.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+static void put_json(FILE *f, const char *s)
+{
+    putc('"', f);
+    for (; *s; s++) {
+        unsigned char c = (unsigned char)*s;
+        if (c == '"' || c == '\\')
+            fprintf(f, "\\%c", c);
+        else if (c < 0x20)
+            fprintf(f, "\\u%04x", c);
+        else
+            putc(c, f);
+    }
+    putc('"', f);
+}
+
+static char *describe(const struct ucm_geometry *geo, size_t *len)
+{
+    char *text = NULL;
+    FILE *f = open_memstream(&text, len);
+    if (!f)
+        return NULL;
+    fprintf(f, "{\n  \"format\": %d,\n  \"namespace\": ", UCMI_FORMAT);
+    put_json(f, geo->ns_text ? geo->ns_text : "");
+    fprintf(f,
+            ",\n  \"block_size\": %" PRIu64 ",\n  \"shard_size\": %" PRIu64
+            ",\n  \"ranks\": %" PRIu32 "\n}\n",
+            geo->block_size, geo->shard_size, geo->ranks);
+    if (fclose(f) != 0) {
+        free(text);
+        return NULL;
+    }
+    return text;
+}
+
+/* All processes of a namespace would write the same, so it does not matter who is first. */
+static int write_json(struct ucmi_posix *p, int ns)
+{
+    struct stat st;
+    size_t len;
+    if (fstatat(ns, "namespace.json", &st, 0) == 0)
+        return 0;
+    char temp[64], *text = describe(p->geo, &len);
+    if (!text)
+        return -ENOMEM;
+    snprintf(temp, sizeof temp, ".namespace.%d", (int)getpid());
+    int fd = ucmi_file_open(p, ns, temp, O_WRONLY | O_CREAT | O_TRUNC);
+    int err = fd < 0 ? fd : ucmi_pump_write(p, fd, text, len, 0);
+    ucmi_file_close(p, fd);
+    free(text);
+    if (!err)
+        err = ucmi_io_file(&p->io, &(struct ucm_file){.op = UCM_FILE_RENAME,
+                                                      .dirfd = ns,
+                                                      .path = temp,
+                                                      .path2 = "namespace.json"});
+    return err;
+}
+
+static int open_dir(struct ucmi_posix *p, int at, const char *name, bool create)
+{
+    int err = 0;
+    if (create)
+        err = ucmi_io_file(
+            &p->io,
+            &(struct ucm_file){.op = UCM_FILE_MKDIR, .dirfd = at, .path = name, .mode = 0777});
+    int fd = ucmi_file_open(p, at, name, O_RDONLY | O_DIRECTORY);
+    return fd == -ENOENT && err < 0 && err != -EEXIST ? err : fd;
+}
+
+static bool there(int fd)
+{
+    struct stat st;
+    return fd >= 0 && fstat(fd, &st) == 0 && st.st_nlink > 0;
+}
+
+static int open_root(struct ucmi_posix *p, bool create)
+{
+    if (there(p->root_fd))
+        return 0;
+    int at = ucmi_file_open(p, AT_FDCWD, p->backends, O_RDONLY | O_DIRECTORY);
+    int fd = at < 0 ? at : open_dir(p, at, "ucm", create);
+    ucmi_file_close(p, at);
+    if (fd < 0)
+        return fd;
+    ucmi_file_close(p, p->root_fd);
+    p->root_fd = fd;
+    return 0;
+}
+
+int ucmi_ns_open(struct ucmi_posix *p, bool create)
+{
+    int err = open_root(p, create);
+    int fd = err < 0           ? err
+             : there(p->ns_fd) ? p->ns_fd
+                               : open_dir(p, p->root_fd, p->ns_name, create);
+    if (fd < 0)
+        return fd;
+    if (create)
+        err = write_json(p, fd);
+    int old = p->ns_fd;
+    if (fd == old)
+        return err;
+    pthread_rwlock_wrlock(&p->lock); /* lookups look at it */
+    p->ns_fd = fd;
+    pthread_rwlock_unlock(&p->lock);
+    ucmi_file_close(p, old);
+    atomic_store(&p->ns_stamp, 0);
+    return err;
+}

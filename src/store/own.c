@@ -1,0 +1,634 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Lanes that are ours: taking one, its slots, letting go.
+ *
+ * Whoever holds the lock on `lock` may write.  The lock dies with its process.  On network file
+ * systems it may be local to a node, so a lane of another host is taken only when its journal has
+ * been silent for a minute, and every owner checks before it appends that the header still
+ * names it: the one that took the lane last wins, the other lets go.
+ *
+ * Taking a lane: its journal is read to the end, into the slot table; the header gets a higher
+ * epoch and our name; an EPOCH record follows.  From then on nothing that the last owner may have
+ * left behind that end counts.  A journal whose header is damaged says nothing: a new one replaces
+ * it.
+ */
+#include "store/posix.h"
+
+#include <dirent.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/random.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+enum { SILENT_S = 60 };
+
+int ucmi_lock_try(int fd)
+{
+    struct flock l = {.l_type = F_WRLCK, .l_whence = SEEK_SET};
+    if (fcntl(fd, F_OFD_SETLK, &l) == 0)
+        return 0;
+    return errno == EACCES ? -EAGAIN : -errno;
+}
+
+static uint64_t random_word(void)
+{
+    uint64_t v;
+    if (getrandom(&v, sizeof v, 0) != sizeof v)
+        v = ucmi_now_ns() ^ (uint64_t)getpid() << 40; /* only has to be rarely the same */
+    return v;
+}
+
+/* ---- slots ---- */
+
+static int free_room(struct ucmi_own *own, size_t more)
+{
+    if (own->nfree + more <= own->cap_free)
+        return 0;
+    size_t cap = MAX(own->nfree + more, 2 * own->cap_free);
+    uint32_t *v = realloc(own->free, cap * sizeof *v);
+    if (!v)
+        return -ENOMEM;
+    own->free = v;
+    own->cap_free = cap;
+    return 0;
+}
+
+void ucmi_own_free_slot(struct ucmi_posix *p, struct ucmi_lane *lane, uint32_t place)
+{
+    struct ucmi_own *own = lane->own;
+    struct ucmi_slot *slot = ucmi_own_slot(lane, place);
+
+    if (slot->state == UCMI_DISK_OPEN) {
+        own->open--;
+    } else if (slot->ios) {
+        slot->state = UCMI_SLOT_DRAINING;
+        return;
+    } else {
+        own->leaving--;
+    }
+    slot->state = UCMI_DISK_FREE;
+    own->free[own->nfree++] = place; /* room for all slots was made with their segment */
+    p->retry_ns = 0;
+}
+
+/* The first slot of a segment is the next to be used: a lane fills from front to back. */
+static void list_free(struct ucmi_lane *lane, uint32_t segment)
+{
+    struct ucmi_own *own = lane->own;
+    for (uint32_t i = lane->slots; i-- > 0;)
+        if (lane->segs[segment].slots[i].state == UCMI_DISK_FREE)
+            own->free[own->nfree++] = segment * lane->slots + i;
+}
+
+static int make_slots(struct ucmi_lane *lane, uint32_t segment)
+{
+    struct ucmi_own *own = lane->own;
+    int err = ucmi_seg_reserve(lane, segment);
+    if (err < 0)
+        return err;
+    struct ucmi_seg *seg = &lane->segs[segment];
+    if (free_room(own, (size_t)own->total + lane->slots - own->nfree) < 0)
+        return -ENOMEM;
+    seg->slots = calloc(lane->slots, sizeof *seg->slots);
+    if (!seg->slots)
+        return -ENOMEM;
+    own->total += lane->slots;
+    return 0;
+}
+
+int ucmi_own_add_segment(struct ucmi_posix *p, struct ucmi_lane *lane, uint32_t segment)
+{
+    int err = make_slots(lane, segment);
+    if (err < 0)
+        return err;
+    list_free(lane, segment);
+    p->own_bytes += lane->slots * lane->slot_size;
+    ucmi_gauge(p->t->counters, UCMI_DISK_BYTES, (int64_t)p->own_bytes);
+    return 0;
+}
+
+void ucmi_own_remove_segment(struct ucmi_posix *p, struct ucmi_lane *lane, uint32_t segment)
+{
+    struct ucmi_own *own = lane->own;
+    size_t kept = 0;
+
+    for (size_t i = 0; i < own->nfree; i++)
+        if (own->free[i] / lane->slots != segment)
+            own->free[kept++] = own->free[i];
+    own->nfree = kept;
+    own->nvictims = 0;
+    own->total -= lane->slots;
+    free(lane->segs[segment].slots);
+    lane->segs[segment].slots = NULL;
+    ucmi_seg_close(p, &lane->segs[segment]);
+    p->own_bytes -= lane->slots * lane->slot_size;
+    ucmi_gauge(p->t->counters, UCMI_DISK_BYTES, (int64_t)p->own_bytes);
+}
+
+/* ---- the journal's header ---- */
+
+void ucmi_head_fill(const struct ucmi_posix *p, struct ucmi_journal_header *h)
+{
+    const struct ucm_geometry *geo = p->geo;
+    *h = (struct ucmi_journal_header){
+        .rank = geo->rank,
+        .ranks = geo->ranks,
+        .nshards = geo->nshards,
+        .block_size = geo->block_size,
+        .shard_size = geo->shard_size,
+        .slot_size = p->slot_size,
+        .slots = p->seg_slots,
+        .pid = (uint64_t)getpid(),
+    };
+    memcpy(h->ns, geo->ns, sizeof h->ns);
+    memcpy(h->host, p->host, sizeof h->host);
+    memcpy(h->boot, p->boot, sizeof h->boot);
+}
+
+int ucmi_own_check(struct ucmi_posix *p, struct ucmi_lane *lane)
+{
+    struct ucmi_own *own = lane->own;
+    struct ucmi_journal_header *h = own->head;
+    struct stat st;
+    if (fstat(lane->journal, &st) < 0)
+        return -errno;
+    if (st.st_nlink == 0)
+        return -ENOENT;
+    int err = ucmi_journal_header_read(lane->journal, h);
+    if (err < 0)
+        return err;
+    return h->owner == own->owner && h->epoch == own->tail.pos.epoch ? 0 : -EOWNERDEAD;
+}
+
+int ucmi_journal_create(struct ucmi_posix *p, const struct ucmi_lane *lane, const char *name,
+                        uint64_t len)
+{
+    int flags = O_RDWR | O_CREAT | O_TRUNC | (p->network ? O_DIRECT | O_DSYNC : 0);
+    int fd = ucmi_file_open(p, lane->dir, name, flags);
+    if (fd < 0)
+        return fd;
+    struct ucm_file f = {.op = UCM_FILE_ALLOCATE, .fd = fd, .len = ROUND_UP((off_t)len, UCMI_PAGE)};
+    int err = ucmi_io_file(&p->io, &f);
+    if (err < 0) {
+        ucmi_file_close(p, fd);
+        return err;
+    }
+    return fd;
+}
+
+/* A journal that says nothing yet, in place of none or of a damaged one. */
+static int new_journal(struct ucmi_posix *p, struct ucmi_lane *lane)
+{
+    struct ucmi_journal_header *h = p->read_buf;
+    ucmi_head_fill(p, h);
+    h->generation = 1;
+    h->epoch = 0; /* taking the lane raises it */
+    ucmi_journal_header_seal(h);
+    int fd = ucmi_journal_create(p, lane, "journal.new", 2 * UCMI_PAGE);
+    if (fd < 0)
+        return fd;
+    int err = ucmi_pump_write(p, fd, h, sizeof *h, 0);
+    ucmi_file_close(p, fd);
+    if (!err)
+        err = ucmi_io_file(&p->io, &(struct ucm_file){.op = UCM_FILE_RENAME,
+                                                      .dirfd = lane->dir,
+                                                      .path = "journal.new",
+                                                      .path2 = "journal"});
+    return err;
+}
+
+/* ---- taking ---- */
+
+/* Who else could still be writing?  The lock is ours, but may be good for this node only. */
+static int dead_for_sure(const struct ucmi_posix *p, const struct ucmi_journal_header *h, int fd)
+{
+    struct stat st;
+    if (strcmp(h->host, p->host) == 0)
+        return 0;
+    if (fstat(fd, &st) < 0)
+        return -errno;
+    return time(NULL) - st.st_mtim.tv_sec >= SILENT_S ? 0 : -EBUSY;
+}
+
+bool ucmi_lane_is_dead(struct ucmi_posix *p, int dir)
+{
+    struct ucmi_journal_header *h = p->read_buf;
+    int fd = ucmi_file_open(p, dir, "journal", O_RDONLY);
+    if (fd < 0)
+        return fd == -ENOENT;
+    int err = ucmi_journal_header_read(fd, h);
+    if (!err)
+        err = dead_for_sure(p, h, fd);
+    ucmi_file_close(p, fd);
+    return !err || err == -EBADMSG;
+}
+
+static void replay_record(void *arg, const struct ucmi_record *r)
+{
+    struct ucmi_lane *lane = arg;
+    struct ucmi_seg *seg = r->segment < lane->nsegs ? &lane->segs[r->segment] : NULL;
+    struct ucmi_own *own = lane->own;
+
+    own->records++;
+    bool placed = seg && seg->slots && r->slot < lane->slots;
+    own->missing |= r->op == UCMI_PUT && !placed; /* its segment is not there */
+    if (!placed)
+        return;
+    struct ucmi_slot *slot = &seg->slots[r->slot];
+    if (r->op == UCMI_PUT) {
+        own->live += slot->state == UCMI_DISK_FREE;
+        *slot = (struct ucmi_slot){.key = r->key,
+                                   .tick = r->tick,
+                                   .depth = r->depth,
+                                   .header_sum = r->header_sum,
+                                   .rank = r->rank,
+                                   .state = UCMI_DISK_LIVE};
+    } else if (r->op == UCMI_DEL && slot->state == UCMI_DISK_LIVE &&
+               ucmi_key_eq(&slot->key, &r->key)) {
+        own->live--;
+        slot->state = UCMI_DISK_FREE;
+    }
+}
+
+/* Descriptors opened while the lane was another's may be of a file that is no more. */
+static bool same_file(struct ucmi_posix *p, struct ucmi_seg *seg, const struct stat *st)
+{
+    struct stat had;
+    int fd = seg->fd >= 0 ? seg->fd : seg->direct;
+    if (fd < 0 || (fstat(fd, &had) == 0 && had.st_ino == st->st_ino))
+        return true;
+    if (!seg->ios)
+        ucmi_seg_close(p, seg);
+    return !seg->ios;
+}
+
+/* Makes slot tables for the segments that are there. */
+static int find_segments(struct ucmi_posix *p, struct ucmi_lane *lane)
+{
+    int fd = ucmi_file_open(p, lane->dir, ".", O_RDONLY | O_DIRECTORY);
+    DIR *dir = fd < 0 ? NULL : fdopendir(fd);
+    int err = fd < 0 ? fd : dir ? 0 : -ENOMEM;
+
+    if (fd >= 0 && !dir)
+        ucmi_file_close(p, fd);
+    for (struct dirent *e; !err && (e = readdir(dir));) {
+        struct stat st;
+        unsigned segment;
+        int end = 0;
+        if (sscanf(e->d_name, "seg-%6u%n", &segment, &end) != 1 || e->d_name[end] ||
+            fstatat(lane->dir, e->d_name, &st, AT_SYMLINK_NOFOLLOW) < 0)
+            continue;
+        if (segment < lane->nsegs && !same_file(p, &lane->segs[segment], &st))
+            continue; /* a load still reads an earlier file of that name */
+        err = make_slots(lane, segment);
+        if (!err)
+            lane->segs[segment].cut = (uint64_t)st.st_size != lane->slots * lane->slot_size;
+    }
+    if (dir)
+        closedir(dir);
+    return err;
+}
+
+/* Reads the whole journal into the slot tables. */
+static int replay(struct ucmi_posix *p, struct ucmi_lane *lane, const struct ucmi_journal_header *h)
+{
+    struct ucmi_own *own = lane->own;
+    struct ucmi_jpos pos = ucmi_jpos_first(h);
+    uint64_t seq = 0;
+
+    for (bool moved = true; moved && pos.seq != seq;) { /* MOVED without a rename: it goes on */
+        seq = pos.seq;
+        moved = false;
+        int err = ucmi_journal_read(lane->journal, p->read_buf, UCMI_READ_BUF, &pos, &moved,
+                                    replay_record, lane);
+        if (err < 0)
+            return err;
+    }
+    own->tail.pos = pos;
+    size_t skip = pos.off % UCMI_PAGE;
+    ssize_t n = skip ? pread(lane->journal, own->tail.page, UCMI_PAGE, (off_t)(pos.off - skip)) : 0;
+    return n < 0 ? -errno : 0;
+}
+
+static void remove_segment(struct ucmi_posix *p, struct ucmi_lane *lane, uint32_t segment)
+{
+    char name[24];
+    ucmi_seg_name(name, segment);
+    ucmi_io_file(&p->io,
+                 &(struct ucm_file){.op = UCM_FILE_UNLINK, .dirfd = lane->dir, .path = name});
+    lane->own->total -= lane->slots;
+    free(lane->segs[segment].slots);
+    lane->segs[segment].slots = NULL;
+    ucmi_seg_close(p, &lane->segs[segment]);
+}
+
+/* A segment that is too short and holds nothing was being made when its maker died: it goes.  One
+ * that holds blocks was cut by somebody: it gets its length back, and its blocks their check. */
+static void mend_segment(struct ucmi_posix *p, struct ucmi_lane *lane, uint32_t segment)
+{
+    struct ucmi_seg *seg = &lane->segs[segment];
+    uint32_t live = 0;
+    seg->cut = false;
+    for (uint32_t i = 0; i < lane->slots; i++)
+        live += seg->slots[i].state == UCMI_DISK_LIVE;
+    int fd = live ? ucmi_seg_fd(p, lane, segment, false) : -ENOENT;
+    if (fd >= 0) {
+        struct ucm_file f = {
+            .op = UCM_FILE_ALLOCATE, .fd = fd, .len = (off_t)(lane->slots * lane->slot_size)};
+        fd = ucmi_io_file(&p->io, &f);
+    }
+    if (fd >= 0)
+        return;
+    lane->own->live -= live;
+    lane->own->missing |= live != 0;
+    remove_segment(p, lane, segment);
+}
+
+static int write_head(struct ucmi_posix *p, struct ucmi_lane *lane, struct ucmi_journal_header *h)
+{
+    struct ucmi_own *own = lane->own;
+    struct ucmi_record r = {.op = UCMI_EPOCH};
+
+    r.epoch = h->epoch = MAX(h->epoch, own->tail.pos.epoch) + 1;
+    h->owner = own->owner;
+    h->pid = (uint64_t)getpid();
+    memcpy(h->host, p->host, sizeof h->host);
+    memcpy(h->boot, p->boot, sizeof h->boot);
+    ucmi_journal_header_seal(h);
+    int err = ucmi_pump_write(p, lane->journal, h, sizeof *h, 0);
+    return err < 0 ? err : ucmi_commit_now(p, lane, &r, 1);
+}
+
+/* Index and slot tables say the same from here on.  Normally the index has followed the journal to
+ * the end that the tables were made from; then what is live and not in the index was found damaged
+ * while the lane was another's, and is dropped by those who may: us. */
+static void settle(struct ucmi_posix *p, struct ucmi_lane *lane, bool followed)
+{
+    struct ucmi_own *own = lane->own;
+    if (!followed) {
+        pthread_rwlock_wrlock(&p->lock);
+        ucmi_index_drop_lane(&p->index, lane->id);
+    }
+    for (uint32_t place = 0; place < lane->nsegs * lane->slots; place++) {
+        if (!lane->segs[place / lane->slots].slots)
+            continue;
+        struct ucmi_slot *slot = ucmi_own_slot(lane, place);
+        if (slot->state != UCMI_DISK_LIVE)
+            continue;
+        struct ucmi_entry e = {.key = slot->key,
+                               .place = place,
+                               .header_sum = slot->header_sum,
+                               .lane = lane->id,
+                               .rank = slot->rank};
+        if (!followed) {
+            ucmi_index_put(&p->index, &e, NULL);
+        } else if (!ucmi_index_find(&p->index, &slot->key, slot->rank, lane->id)) {
+            struct ucmi_record r = ucmi_commit_record(slot, UCMI_DEL, lane, place);
+            if (ucmi_commit_add(lane, &r, NULL) < 0)
+                continue; /* it is found damaged again some day */
+            slot->state = UCMI_DISK_LEAVING;
+            own->live--;
+            own->leaving++;
+        }
+    }
+    if (!followed)
+        pthread_rwlock_unlock(&p->lock);
+    for (uint32_t g = lane->nsegs; g-- > 0;)
+        if (lane->segs[g].slots) {
+            list_free(lane, g);
+            p->own_bytes += lane->slots * lane->slot_size;
+        }
+    ucmi_gauge(p->t->counters, UCMI_DISK_BYTES, (int64_t)p->own_bytes);
+}
+
+/* The journal, ours to write: -EBADMSG and -ENOENT when there is none that says anything. */
+static int open_journal(struct ucmi_posix *p, struct ucmi_lane *lane, struct ucmi_journal_header *h)
+{
+    int flags = O_RDWR | (p->network ? O_DIRECT | O_DSYNC : 0);
+    int fd = ucmi_file_open(p, lane->dir, "journal", flags);
+    if (fd < 0)
+        return fd;
+    int err = ucmi_journal_header_read(fd, h);
+    if (!err)
+        err = dead_for_sure(p, h, fd);
+    if (err < 0) {
+        ucmi_file_close(p, fd);
+        return err;
+    }
+    ucmi_lane_close_journal(p, lane);
+    lane->journal = fd;
+    lane->rank = h->rank;
+    lane->slots = h->slots;
+    lane->slot_size = h->slot_size;
+    lane->generation = h->generation;
+    return 0;
+}
+
+static int fill(struct ucmi_posix *p, struct ucmi_lane *lane)
+{
+    struct ucmi_own *own = lane->own;
+    ucmi_lane_follow(p, lane);
+    uint64_t followed = lane->journal < 0 ? 0 : lane->pos.seq;
+    int err = open_journal(p, lane, own->head);
+    if (err == -ENOENT || err == -EBADMSG) {
+        err = new_journal(p, lane);
+        if (!err)
+            err = open_journal(p, lane, own->head);
+        followed = 0;
+    }
+    if (!err)
+        err = find_segments(p, lane);
+    if (!err)
+        err = replay(p, lane, own->head);
+    for (uint32_t g = 0; !err && g < lane->nsegs; g++)
+        if (lane->segs[g].cut)
+            mend_segment(p, lane, g);
+    if (err < 0)
+        return err;
+    bool same = followed == own->tail.pos.seq && !own->missing;
+    err = write_head(p, lane, own->head);
+    if (!err)
+        settle(p, lane, same);
+    return err;
+}
+
+static void own_free(struct ucmi_posix *p, struct ucmi_lane *lane)
+{
+    struct ucmi_own *own = lane->own;
+    for (uint32_t g = 0; g < lane->nsegs; g++) {
+        free(lane->segs[g].slots);
+        lane->segs[g].slots = NULL;
+    }
+    /* Followed again, it is read from its beginning. */
+    ucmi_lane_close_journal(p, lane);
+    lane->own = NULL;
+    ucmi_file_close(p, own->lock);
+    free(own->free);
+    free(own->victims);
+    free(own->pending.r);
+    free(own->pending.block);
+    free(own->flying.r);
+    free(own->flying.block);
+    free(own->tail.page);
+    free(own->head);
+    free(own->buf);
+    free(own);
+}
+
+static int own_new(struct ucmi_posix *p, struct ucmi_lane *lane, int lock)
+{
+    struct ucmi_own *own = calloc(1, sizeof *own);
+    if (!own)
+        return -ENOMEM;
+    own->lane = lane;
+    own->lock = lock;
+    own->owner = random_word();
+    own->compact_slack = UCMI_COMPACT_SLACK;
+    own->tail.page = aligned_alloc(UCMI_PAGE, UCMI_PAGE);
+    own->head = aligned_alloc(UCMI_PAGE, sizeof *own->head);
+    lane->own = own;
+    return own->tail.page && own->head ? 0 : -ENOMEM;
+}
+
+/* -EAGAIN: somebody lives there. */
+static int take(struct ucmi_posix *p, struct ucmi_lane *lane)
+{
+    struct stat st;
+    if (p->nown == ARRAY_LEN(p->own))
+        return -EAGAIN;
+    int lock = ucmi_file_open(p, lane->dir, "lock", O_RDWR | O_CREAT);
+    if (lock < 0)
+        return lock;
+    int err = ucmi_lock_try(lock);
+    if (!err && (fstat(lock, &st) < 0 || st.st_nlink == 0))
+        err = -ENOENT; /* it was removed while we came */
+    if (err < 0) {
+        ucmi_file_close(p, lock);
+        return err;
+    }
+    err = own_new(p, lane, lock);
+    if (err < 0) {
+        if (lane->own)
+            own_free(p, lane);
+        else
+            ucmi_file_close(p, lock);
+        return err;
+    }
+    err = fill(p, lane);
+    if (err < 0) {
+        own_free(p, lane);
+        return err;
+    }
+    p->own[p->nown++] = lane;
+    return 0;
+}
+
+static unsigned rank_of(const struct ucmi_lane *lane)
+{
+    return lane->journal >= 0 ? lane->rank : (unsigned)strtoul(lane->name + 1, NULL, 10);
+}
+
+int ucmi_own_adopt(struct ucmi_posix *p, bool any_rank, struct ucmi_lane **lane_p)
+{
+    for (unsigned i = 1; i <= p->nlanes; i++) {
+        struct ucmi_lane *lane = p->lanes[i];
+        if (!lane || lane->own || lane->alien || (!any_rank && rank_of(lane) != p->geo->rank))
+            continue;
+        int err = take(p, lane);
+        if (err < 0)
+            continue; /* lived in, or not to be had: there are others */
+        ucmi_count(p->t->counters, UCMI_DISK_LANES_ADOPTED, 1);
+        ucmi_log(UCM_INFO, p->object, "took over lane %s: %" PRIu32 " blocks in %" PRIu32 " slots",
+                 lane->name, lane->own->live, lane->own->total);
+        *lane_p = lane;
+        return 0;
+    }
+    return -ENOENT;
+}
+
+static int create(struct ucmi_posix *p, struct ucmi_lane **lane_p)
+{
+    char name[UCMI_LANE_NAME];
+    for (int tries = 0; tries < 16; tries++) {
+        snprintf(name, sizeof name, "r%" PRIu32 "-%016" PRIx64, p->geo->rank, random_word());
+        int err = ucmi_io_file(
+            &p->io, &(struct ucm_file){
+                        .op = UCM_FILE_MKDIR, .dirfd = p->ns_fd, .path = name, .mode = 0777});
+        if (err == -EEXIST)
+            continue;
+        if (err < 0)
+            return err;
+        struct ucmi_lane *lane = ucmi_lane_add(p, name);
+        err = lane ? take(p, lane) : -ENOMEM;
+        if (err == -EAGAIN)
+            continue; /* somebody in search of a lane was quicker */
+        if (!err)
+            *lane_p = lane;
+        return err;
+    }
+    return -EBUSY;
+}
+
+int ucmi_own_any(struct ucmi_posix *p, struct ucmi_lane **lane_p)
+{
+    static struct ucmi_log_gate gate;
+    uint64_t now = ucmi_now_ns();
+    if (now < p->no_lane_until_ns)
+        return p->no_lane_err;
+    ucmi_lanes_refresh(p);
+    int err = ucmi_ns_open(p, true);
+    if (!err)
+        err = ucmi_own_adopt(p, false, lane_p);
+    if (err == -ENOENT && p->ns_fd >= 0)
+        err = create(p, lane_p);
+    if (err < 0) {
+        p->no_lane_until_ns = now + UCMI_RETRY_NS;
+        p->no_lane_err = err;
+        ucmi_log_gated(&gate, 60, UCM_WARN, p->object, "nothing can be stored: no lane: %s",
+                       ucm_strerror(err));
+    }
+    return err;
+}
+
+/* ---- letting go ---- */
+
+void ucmi_own_release(struct ucmi_posix *p, struct ucmi_lane *lane)
+{
+    for (unsigned i = 0; i < p->nown; i++)
+        if (p->own[i] == lane)
+            p->own[i] = p->own[--p->nown];
+    p->own_bytes -= lane->own->total * lane->slot_size;
+    ucmi_gauge(p->t->counters, UCMI_DISK_BYTES, (int64_t)p->own_bytes);
+    own_free(p, lane);
+}
+
+void ucmi_own_lose(struct ucmi_posix *p, struct ucmi_lane *lane, const char *why, int err)
+{
+    static struct ucmi_log_gate gate;
+    struct ucmi_own *own = lane->own;
+
+    if (own->lost)
+        return;
+    own->lost = true;
+    p->no_lane_until_ns = ucmi_now_ns() + UCMI_RETRY_NS;
+    p->no_lane_err = -EIO;
+    ucmi_count(p->t->counters, UCMI_DISK_LANES_LOST, 1);
+    ucmi_log_gated(&gate, 10, UCM_WARN, p->object, "let go of lane %s: %s (%s)", lane->name, why,
+                   ucm_strerror(err));
+    ucmi_batch_fail(p, &own->pending, -EIO);
+    ucmi_blocks_fail(p, lane, -EIO);
+}
+
+void ucmi_own_drain(struct ucmi_posix *p, struct ucmi_lane *lane)
+{
+    const struct ucmi_own *own = lane->own;
+    if (own->stage != UCMI_COMMIT_IDLE || own->open || lane->ios)
+        return;
+    ucmi_own_release(p, lane);
+    ucmi_lane_unindex(p, lane); /* followed again, it is read from its beginning */
+    atomic_store(&p->ns_stamp, 0);
+    p->retry_ns = 0;
+}

@@ -1,0 +1,291 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * posix.h - the Posix tier from within.
+ *
+ * posix.c       options, open, close, lookup, submit: what callers run
+ * pump.c        the thread that runs everything else; jobs, I/O
+ * posix_load.c  slices on their way up: find, read, check
+ * posix_dump.c  slices on their way down: open blocks, checksums, slots
+ * commit.c      records on their way into a journal; compaction
+ * lane.c        lanes that are followed: finding them, reading their journals, their segments
+ * own.c         lanes that are written: taking, replaying, letting go
+ * room.c        capacity: growing, evicting, reclaiming
+ *
+ * Threads: callers (any) and the pump (one).  Callers touch the queue, the index under `lock`, and
+ * what is guarded by `news_lock` or atomic; all else is the pump's (and, before it starts and after
+ * it ends, the opening and closing thread's).  The pump alone changes the index, so it reads it
+ * without the lock. Both locks are leaves.
+ */
+#ifndef UCMI_POSIX_H
+#define UCMI_POSIX_H
+
+#include "io/io.h"
+#include "store/index.h"
+#include "store/lane.h"
+
+enum ucmi_sync { UCMI_SYNC_NONE, UCMI_SYNC_DATA, UCMI_SYNC_FULL };
+enum {
+    UCMI_LEASE_S = 10,         /* a block found by a lookup is not evicted for so long */
+    UCMI_READ_BUF = 1 << 20,   /* journals are read in steps of this */
+    UCMI_RETRY_NS = 1000000000 /* a lane that cannot be had is tried for again after that */
+};
+
+struct ucmi_job;
+struct ucmi_part { /* a slice here */
+    struct ucmi_job *job;
+    struct ucm_slice *s;
+    STAILQ_ENTRY(ucmi_part) next; /* of those that wait for a block to be stored */
+};
+STAILQ_HEAD(ucmi_part_list, ucmi_part);
+
+struct ucmi_job { /* an xfer here */
+    STAILQ_ENTRY(ucmi_job) next;
+    struct ucmi_job *ready_next; /* of those whose device event has come */
+    struct ucmi_posix *p;
+    struct ucm_xfer *x; /* gone with the last done() */
+    uint64_t id, deadline_ns, start_ns, bytes;
+    uint32_t n, started;
+    uint32_t left; /* calls of done() to come */
+    bool dump;
+    struct ucmi_part parts[];
+};
+STAILQ_HEAD(ucmi_job_list, ucmi_job);
+
+/* A block being written: its slices may come in any order from any xfers. */
+struct ucmi_block {
+    LIST_ENTRY(ucmi_block) chain;
+    TAILQ_ENTRY(ucmi_block) age;
+    ucm_key key;
+    uint32_t depth;
+    struct ucmi_lane *lane;
+    uint32_t place;
+    uint32_t missing; /* shards nobody has brought yet */
+    uint32_t ios;     /* writes in flight */
+    bool header_sent, recorded;
+    int err;
+    uint64_t active_ns;
+    uint64_t taken[(UCMI_MAX_SHARDS + 63) / 64]; /* shards somebody has brought */
+    struct ucmi_part_list parts;                 /* wait for STORED */
+    struct ucmi_slot_header *header;
+};
+LIST_HEAD(ucmi_block_list, ucmi_block);
+TAILQ_HEAD(ucmi_block_age, ucmi_block);
+
+/* A transfer between memory and a slot.  As many as posix_io_depth. */
+struct ucmi_move {
+    STAILQ_ENTRY(ucmi_move) next; /* of the idle ones */
+    struct ucmi_sent data, head;
+    unsigned pending; /* of the two */
+    struct ucmi_part *part;
+    struct ucmi_block *block; /* of a dump */
+    struct ucmi_lane *lane;
+    uint32_t place, shard, nshards, header_sum;
+    bool dump, own_slot;
+    struct iovec *iov;
+    size_t niov, cap, at;
+    off_t off;
+    size_t want; /* bytes under way */
+    int err;
+    struct ucmi_slot_header *page;
+    struct iovec page_iov;
+};
+STAILQ_HEAD(ucmi_move_list, ucmi_move);
+
+/* A journal that nobody has written for a while: as long as its time of change stays, it has no
+ * news. */
+struct ucmi_watch {
+    int fd;
+    uint64_t stamp;
+};
+enum { UCMI_MAX_WATCHES = 32 };
+
+enum { UCMI_BLOCK_CHAINS = 4096, UCMI_TOUCHED = 4096 };
+
+struct ucmi_posix {
+    /* options */
+    const char *backends;
+    int io_direct, engine, sync;
+    double capacity_gb;
+    int64_t segment_mb, queue_depth, io_depth;
+
+    /* constant while open */
+    struct ucm_tier *t;
+    const struct ucm_geometry *geo;
+    char object[160]; /* for the log */
+    char ns_name[33];
+    char host[64], boot[64];
+    bool read_only, network;
+    uint64_t slot_size, capacity; /* bytes; capacity 0: no bound */
+    uint32_t seg_slots;
+    struct ucmi_io io;
+    size_t dio_mem, dio_off; /* what O_DIRECT asks for here; dio_off 0: not used */
+    bool dio_known;
+    unsigned max_open_segs;
+
+    /* callers and pump */
+    struct ucmi_queue queue;
+    _Atomic bool asleep, closing;
+    _Atomic(struct ucmi_job *) ready; /* their event has come */
+    _Atomic uint64_t events;          /* jobs whose event has not */
+    _Atomic int64_t waiting;          /* jobs of which something has not started */
+    pthread_rwlock_t lock;
+    struct ucmi_index index;
+    _Atomic uint64_t ns_stamp; /* of the namespace directory when it was last read; 0: read it */
+    _Atomic int ns_fd;         /* replaced only by the pump, with lock held; -1: none */
+    struct ucmi_watch watches[UCMI_MAX_WATCHES]; /* guarded by lock: see ucmi_news_possible */
+    unsigned nwatches;
+    bool quiet; /* the watches are of all lanes that are followed */
+    pthread_mutex_t news_lock;
+    pthread_cond_t news_read;
+    uint64_t news_asked, news_done; /* guarded by news_lock */
+
+    /* the pump's */
+    pthread_t thread;
+    bool started;
+    int root_fd; /* <backend>/ucm */
+    void *stream;
+    struct ucmi_lane *lanes[UCMI_MAX_LANES + 1];
+    unsigned nlanes; /* ids in use: 1 .. nlanes */
+    struct ucmi_lane *own[64];
+    unsigned nown;
+    struct ucmi_job_list loads, dumps;
+    unsigned loads_out, dumps_out; /* moves in flight */
+    struct ucmi_move *moves;
+    struct ucmi_move_list idle;
+    struct ucmi_sent_list to_send, stash;
+    unsigned sent; /* in the engine */
+    struct ucmi_block_list chains[UCMI_BLOCK_CHAINS];
+    struct ucmi_block_age blocks;
+    size_t nblocks;
+    void *read_buf;
+    struct iovec *scratch;
+    size_t cap_scratch;
+    uint64_t news_ns;  /* when journals were last read */
+    uint64_t retry_ns; /* when waiting dumps are tried again; 0: when something happens */
+    uint64_t full_until_ns, no_lane_until_ns;
+    int no_lane_err;
+    uint64_t touched[UCMI_TOUCHED]; /* key word ^ tick of recent touches */
+    unsigned open_segs;
+    bool shrunk; /* to the bound, once */
+    uint64_t own_bytes;
+};
+
+/* ---- pump.c ---- */
+
+int ucmi_pump_start(struct ucmi_posix *p);
+void ucmi_pump_stop(struct ucmi_posix *p);
+void ucmi_pump_wake(struct ucmi_posix *p);
+void ucmi_pump_send(struct ucmi_posix *p, struct ucmi_sent *s);
+/* Writes and waits; other completions are kept for later.  0 or -errno. */
+int ucmi_pump_write(struct ucmi_posix *p, int fd, const void *buf, size_t len, off_t off);
+int ucmi_pump_sync(struct ucmi_posix *p, int fd);
+int ucmi_file_open(struct ucmi_posix *p, int dir, const char *path, int flags);
+void ucmi_file_close(struct ucmi_posix *p, int fd);
+void ucmi_part_done(struct ucmi_part *part, enum ucm_stage stage, int err);
+/* Ends a slice that does not start: all its stages. */
+void ucmi_part_end(struct ucmi_part *part, int err);
+/* An idle move, of which the caller knows that there is one. */
+struct ucmi_move *ucmi_move_new(struct ucmi_posix *p, struct ucmi_part *part);
+/* The pieces of the slice to iov[1] and on. */
+int ucmi_move_pieces(struct ucmi_posix *p, struct ucmi_move *m);
+void ucmi_move_free(struct ucmi_posix *p, struct ucmi_move *m);
+/* Sends the next up to 1024 pieces; false: all have been. */
+bool ucmi_move_step(struct ucmi_posix *p, struct ucmi_move *m, enum ucm_io_op op);
+/* Sends the header page alone. */
+void ucmi_move_header(struct ucmi_posix *p, struct ucmi_move *m, enum ucm_io_op op, off_t slot);
+/* XXH3-64 of each of the nshards shards that lie in the pieces. */
+int ucmi_shard_sums(struct ucmi_posix *p, const struct iovec *iov, size_t niov, uint32_t nshards,
+                    uint64_t *sums);
+
+/* ---- posix_load.c, posix_dump.c ---- */
+
+void ucmi_load_start(struct ucmi_posix *p, struct ucmi_part *part);
+/* -EAGAIN: no room just now, try again later; else it is under way or done. */
+int ucmi_dump_start(struct ucmi_posix *p, struct ucmi_part *part);
+/* The record of the block is where others can read it, or err. */
+void ucmi_block_stored(struct ucmi_posix *p, struct ucmi_block *b, int err);
+/* The lane is lost: its blocks fail, those with a write or record under way when it has ended. */
+void ucmi_blocks_fail(struct ucmi_posix *p, const struct ucmi_lane *lane, int err);
+/* Gives up the blocks nobody has added to for long; with `all`, every block that waits for slices.
+ */
+void ucmi_blocks_abandon(struct ucmi_posix *p, bool all);
+uint64_t ucmi_blocks_deadline(const struct ucmi_posix *p);
+
+/* ---- commit.c ---- */
+
+int ucmi_commit_add(struct ucmi_lane *lane, const struct ucmi_record *r, struct ucmi_block *block);
+void ucmi_commit_kick(struct ucmi_posix *p, struct ucmi_lane *lane);
+void ucmi_batch_fail(struct ucmi_posix *p, struct ucmi_batch *b, int err);
+/* Writes records at once: only when nothing flies (taking, shrinking). */
+int ucmi_commit_now(struct ucmi_posix *p, struct ucmi_lane *lane, struct ucmi_record *v, size_t n);
+struct ucmi_record ucmi_commit_record(const struct ucmi_slot *slot, enum ucmi_op op,
+                                      const struct ucmi_lane *lane, uint32_t place);
+
+/* ---- lane.c ---- */
+
+int ucmi_ns_open(struct ucmi_posix *p, bool create);
+/* Finds new lanes and reads what is new in all journals. */
+void ucmi_lanes_refresh(struct ucmi_posix *p);
+struct ucmi_lane *ucmi_lane_add(struct ucmi_posix *p, const char *name);
+void ucmi_lane_follow(struct ucmi_posix *p, struct ucmi_lane *lane);
+void ucmi_lane_forget(struct ucmi_posix *p, struct ucmi_lane *lane);
+void ucmi_lanes_close(struct ucmi_posix *p);
+/* Opens what was not; a descriptor for O_DIRECT where wanted and possible.  -errno. */
+int ucmi_seg_fd(struct ucmi_posix *p, struct ucmi_lane *lane, uint32_t segment, bool direct);
+/* A move reads or writes the slot: its segment stays open, our own slot is not given away. */
+void ucmi_seg_hold(struct ucmi_move *m);
+void ucmi_seg_release(struct ucmi_posix *p, struct ucmi_move *m);
+/* The file that was read, by the caller alone, has been unlinked: closes it, so that the one of
+ * that name now is opened. */
+bool ucmi_seg_replaced(struct ucmi_posix *p, struct ucmi_lane *lane, uint32_t place);
+int ucmi_seg_reserve(struct ucmi_lane *lane, uint32_t segment);
+void ucmi_seg_close(struct ucmi_posix *p, struct ucmi_seg *seg);
+void ucmi_seg_name(char name[24], uint32_t segment);
+void ucmi_lane_unindex(struct ucmi_posix *p, const struct ucmi_lane *lane);
+bool ucmi_lane_name_ok(const char *name);
+/* May another process have published what the index does not know?  Any thread, lock held. */
+bool ucmi_news_possible(const struct ucmi_posix *p);
+void ucmi_lane_close_journal(struct ucmi_posix *p, struct ucmi_lane *lane);
+bool ucmi_posix_unindex(struct ucmi_posix *p, const ucm_key *key, uint16_t rank, uint16_t lane);
+
+/* ---- own.c ---- */
+
+/* A lane for our blocks: ours, a dead one's, or a new one. */
+int ucmi_own_any(struct ucmi_posix *p, struct ucmi_lane **lane_p);
+/* Takes a dead lane of the namespace, of our rank or of any. */
+int ucmi_own_adopt(struct ucmi_posix *p, bool any_rank, struct ucmi_lane **lane_p);
+/* Its blocks fail, nothing new begins in it.  When what is in flight has ended (drain), anybody may
+ * take it. */
+void ucmi_own_lose(struct ucmi_posix *p, struct ucmi_lane *lane, const char *why, int err);
+void ucmi_own_drain(struct ucmi_posix *p, struct ucmi_lane *lane);
+void ucmi_own_release(struct ucmi_posix *p, struct ucmi_lane *lane);
+/* Is it still ours?  Before each append. */
+int ucmi_own_check(struct ucmi_posix *p, struct ucmi_lane *lane);
+/* An OPEN slot that came to nothing, or a LEAVING one whose record is written. */
+void ucmi_own_free_slot(struct ucmi_posix *p, struct ucmi_lane *lane, uint32_t place);
+void ucmi_own_remove_segment(struct ucmi_posix *p, struct ucmi_lane *lane, uint32_t segment);
+int ucmi_own_add_segment(struct ucmi_posix *p, struct ucmi_lane *lane, uint32_t segment);
+static inline struct ucmi_slot *ucmi_own_slot(const struct ucmi_lane *lane, uint32_t place)
+{
+    return &lane->segs[place / lane->slots].slots[place % lane->slots];
+}
+/* Whether nobody can be writing the lane in this directory, whose lock is ours: reads the journal's
+ * header into p->read_buf. */
+bool ucmi_lane_is_dead(struct ucmi_posix *p, int dir);
+int ucmi_lock_try(int fd);
+/* Makes an empty journal file with room for len bytes; a descriptor or -errno. */
+int ucmi_journal_create(struct ucmi_posix *p, const struct ucmi_lane *lane, const char *name,
+                        uint64_t len);
+/* What all journals of this namespace have in common, and who we are. */
+void ucmi_head_fill(const struct ucmi_posix *p, struct ucmi_journal_header *h);
+
+/* ---- room.c ---- */
+
+/* The smallest capacity in bytes that can hold a block. */
+uint64_t ucmi_room_least(const struct ucmi_posix *p);
+/* A free slot, now OPEN.  -EAGAIN: one will come; -ENOSPC: none can; or why there is no lane. */
+int ucmi_room_get(struct ucmi_posix *p, struct ucmi_lane **lane_p, uint32_t *place_p);
+/* The block in this slot of ours is bad: takes it out. */
+void ucmi_room_drop(struct ucmi_posix *p, struct ucmi_lane *lane, uint32_t place);
+
+#endif

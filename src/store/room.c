@@ -1,0 +1,608 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Room: where the slot for a new block comes from.
+ *
+ * In this order: a free slot of ours; a new segment, if the bound and the disk allow; a dead lane
+ * of the namespace; room held by a dead lane of another namespace, if nobody has used it for longer
+ * than our coldest block; our coldest blocks.
+ *
+ * The bound is exact: everything below <backend>/ucm is counted under its lock before a segment is
+ * made, and a segment is allocated whole.  What the file system may still add to a file (extents)
+ * and what a journal needs to be compacted is counted from the start.
+ *
+ * Victims are found by one scan over the slot tables for many evictions, and checked again when
+ * their turn comes: a block looked up or loaded since stays.
+ */
+#include "store/posix.h"
+
+#include <dirent.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <stdlib.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+enum {
+    EVICT_BATCH = 64,
+    MIN_VICTIMS = 16,
+    FOREIGN_NAMES = 64, /* of segments, taken by what is none, that are passed over */
+    SMALL_LANE = 4096,  /* slots that are scanned in no time */
+    SCAN_PAUSE_NS = 100000000,
+    FULL_NS = 1000000000,
+    LOCK_RETRY_NS = 2000000
+};
+
+/* ---- what is used ---- */
+
+/* The most a file of a segment's size may come to on disk. */
+static uint64_t segment_charge(uint64_t size)
+{
+    return size + size / 256 + 2 * UCMI_PAGE;
+}
+
+static uint64_t file_charge(const char *name, const struct stat *st)
+{
+    uint64_t disk = (uint64_t)st->st_blocks * 512;
+    if (strncmp(name, "seg-", 4) == 0)
+        return MAX(disk, segment_charge((uint64_t)st->st_size));
+    return strcmp(name, "journal") == 0 ? 2 * disk : disk; /* twice, while it is compacted */
+}
+
+/* One slot, its journal, and the directories and small files around them. */
+uint64_t ucmi_room_least(const struct ucmi_posix *p)
+{
+    return segment_charge(p->slot_size) + 2 * ucmi_journal_room(1) + 16 * UCMI_PAGE;
+}
+
+typedef void entry_fn(void *arg, int dir, const char *name, const struct stat *st);
+
+static int each_entry(struct ucmi_posix *p, int at, const char *path, entry_fn *fn, void *arg)
+{
+    int fd = ucmi_file_open(p, at, path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW);
+    DIR *dir = fd < 0 ? NULL : fdopendir(fd);
+    if (!dir) {
+        ucmi_file_close(p, fd);
+        return fd < 0 ? fd : -ENOMEM;
+    }
+    for (struct dirent *e; (e = readdir(dir));) {
+        struct stat st;
+        if (strcmp(e->d_name, ".") == 0 || strcmp(e->d_name, "..") == 0 ||
+            fstatat(fd, e->d_name, &st, AT_SYMLINK_NOFOLLOW) < 0)
+            continue;
+        fn(arg, fd, e->d_name, &st);
+    }
+    closedir(dir);
+    return 0;
+}
+
+struct walk {
+    struct ucmi_posix *p;
+    uint64_t bytes;
+};
+
+static void add_file(void *arg, int dir, const char *name, const struct stat *st)
+{
+    struct walk *w = arg;
+    w->bytes += file_charge(name, st);
+    if (S_ISDIR(st->st_mode))
+        each_entry(w->p, dir, name, add_file, w);
+}
+
+static int used_bytes(struct ucmi_posix *p, uint64_t *bytes)
+{
+    struct walk w = {.p = p};
+    int err = each_entry(p, p->root_fd, ".", add_file, &w);
+    if (!err)
+        *bytes = w.bytes + UCMI_PAGE;
+    return err;
+}
+
+/* The lock under which room is counted and taken; closing the descriptor gives it back. */
+static int lock_root(struct ucmi_posix *p)
+{
+    int fd = ucmi_file_open(p, p->root_fd, "lock", O_RDWR | O_CREAT);
+    int err = fd < 0 ? fd : ucmi_lock_try(fd);
+    if (err < 0 && fd >= 0)
+        ucmi_file_close(p, fd);
+    return err < 0 ? err : fd;
+}
+
+static uint64_t segment_size(const struct ucmi_lane *lane)
+{
+    return lane->slots * lane->slot_size;
+}
+
+static int remove_file(struct ucmi_posix *p, int dir, const char *name, int flags)
+{
+    return ucmi_io_file(
+        &p->io,
+        &(struct ucm_file){.op = UCM_FILE_UNLINK, .dirfd = dir, .path = name, .flags = flags});
+}
+
+/* ---- growing ---- */
+
+/* The lowest that is free, from n on; not one whose last file is still being read. */
+static uint32_t new_segment_number(const struct ucmi_lane *lane, uint32_t n)
+{
+    while (n < lane->nsegs && (lane->segs[n].slots || lane->segs[n].ios))
+        n++;
+    return n;
+}
+
+/* An append must never find the disk full: the journal's room is made with that of the slots. */
+static int make_journal_room(struct ucmi_posix *p, struct ucmi_lane *lane)
+{
+    uint64_t len = ucmi_journal_room(lane->own->total + lane->slots);
+    struct stat st;
+    if (fstat(lane->journal, &st) < 0)
+        return -errno;
+    if ((uint64_t)st.st_size >= len)
+        return 0;
+    return ucmi_io_file(&p->io, &(struct ucm_file){.op = UCM_FILE_ALLOCATE,
+                                                   .fd = lane->journal,
+                                                   .len = (off_t)ROUND_UP(len, UCMI_PAGE)});
+}
+
+static int make_segment(struct ucmi_posix *p, struct ucmi_lane *lane, uint32_t segment)
+{
+    char name[24];
+    ucmi_seg_name(name, segment);
+    if (segment < lane->nsegs) /* a descriptor of an earlier file of that name */
+        ucmi_seg_close(p, &lane->segs[segment]);
+    int fd = ucmi_file_open(p, lane->dir, name, O_RDWR | O_CREAT | O_EXCL);
+    if (fd < 0)
+        return fd;
+    int err = ucmi_io_file(
+        &p->io,
+        &(struct ucm_file){.op = UCM_FILE_ALLOCATE, .fd = fd, .len = (off_t)segment_size(lane)});
+    if (!err)
+        err = make_journal_room(p, lane);
+    if (!err)
+        err = ucmi_own_add_segment(p, lane, segment);
+    ucmi_file_close(p, fd);
+    if (err < 0)
+        remove_file(p, lane->dir, name, 0);
+    return err;
+}
+
+static int grow_locked(struct ucmi_posix *p, struct ucmi_lane *lane)
+{
+    if (p->capacity) {
+        uint64_t used = 0, journal = ucmi_journal_room(lane->own->total + lane->slots);
+        struct stat st;
+        int err = fstat(lane->journal, &st) < 0 ? -errno : used_bytes(p, &used);
+        if (err < 0)
+            return err;
+        uint64_t has = MIN((uint64_t)st.st_blocks * 512, journal);
+        if (used + segment_charge(segment_size(lane)) + 2 * (journal - has) > p->capacity)
+            return -ENOSPC;
+    }
+    /* Something that is no segment of ours may have the name: it keeps it. */
+    uint32_t n = new_segment_number(lane, 0), most = n + FOREIGN_NAMES;
+    int err = make_segment(p, lane, n);
+    while (err == -EEXIST && n < most) {
+        n = new_segment_number(lane, n + 1);
+        err = make_segment(p, lane, n);
+    }
+    return err;
+}
+
+/* -EAGAIN: another process is at it; try again soon. */
+static int grow(struct ucmi_posix *p, struct ucmi_lane *lane)
+{
+    static struct ucmi_log_gate gate;
+    uint64_t now = ucmi_now_ns();
+    if (now < p->full_until_ns)
+        return -ENOSPC;
+    int lock = lock_root(p);
+    int err = lock < 0 ? lock : grow_locked(p, lane);
+    if (lock >= 0)
+        ucmi_file_close(p, lock);
+    if (err == -EAGAIN)
+        p->retry_ns = now + LOCK_RETRY_NS;
+    if (err == -ENOSPC || err == -EDQUOT) {
+        p->full_until_ns = now + FULL_NS;
+        ucmi_log_gated(&gate, 600, UCM_INFO, p->object,
+                       "full at %" PRIu64
+                       " MiB of our own; the coldest blocks make room from now on",
+                       p->own_bytes >> 20);
+        err = -ENOSPC;
+    }
+    return err;
+}
+
+/* ---- dead lanes of other namespaces ---- */
+
+struct dead_lane {
+    struct ucmi_posix *p;
+    int ns, dir, lock; /* -1: none found */
+    char name[UCMI_LANE_NAME];
+    time_t used; /* last change of its journal */
+};
+
+static void dead_close(struct dead_lane *d)
+{
+    ucmi_file_close(d->p, d->lock);
+    ucmi_file_close(d->p, d->dir);
+    ucmi_file_close(d->p, d->ns);
+    d->ns = d->dir = d->lock = -1;
+}
+
+/* Keeps the lock of the one that has been silent for longest. */
+static void consider_lane(void *arg, int ns, const char *name, const struct stat *st)
+{
+    struct dead_lane *best = arg, d = {.p = best->p, .ns = -1, .dir = -1, .lock = -1};
+    struct stat journal;
+
+    if (!S_ISDIR(st->st_mode) || !ucmi_lane_name_ok(name))
+        return;
+    d.ns = fcntl(ns, F_DUPFD_CLOEXEC, 0);
+    d.dir = ucmi_file_open(d.p, ns, name, O_RDONLY | O_DIRECTORY);
+    if (d.dir >= 0)
+        d.lock = ucmi_file_open(d.p, d.dir, "lock", O_RDWR);
+    if (d.ns >= 0 && d.lock >= 0 && ucmi_lock_try(d.lock) == 0) {
+        if (fstatat(d.dir, "journal", &journal, 0) == 0)
+            d.used = journal.st_mtim.tv_sec;
+        bool dead = ucmi_lane_is_dead(d.p, d.dir);
+        if (dead && (best->lock < 0 || d.used < best->used)) {
+            memcpy(d.name, name, strlen(name) + 1);
+            dead_close(best);
+            *best = d;
+            return;
+        }
+    }
+    dead_close(&d);
+}
+
+static void consider_ns(void *arg, int dir, const char *name, const struct stat *st)
+{
+    struct dead_lane *best = arg;
+    if (S_ISDIR(st->st_mode) && strcmp(name, best->p->ns_name) != 0)
+        each_entry(best->p, dir, name, consider_lane, best);
+}
+
+static void remove_entry(void *arg, int dir, const char *name, const struct stat *st)
+{
+    if (strcmp(name, "lock") != 0) /* last: while it is there, nobody else comes in */
+        remove_file(arg, dir, name, 0);
+}
+
+/* The lane is not ours to read, so it goes whole.  coldest: tick of the block that would have to go
+ * instead, UINT32_MAX for none. */
+static int reclaim(struct ucmi_posix *p, uint32_t coldest)
+{
+    struct dead_lane d = {.p = p, .ns = -1, .dir = -1, .lock = -1};
+    int err = each_entry(p, p->root_fd, ".", consider_ns, &d);
+    if (!err && (d.lock < 0 || ucmi_tick((uint64_t)d.used) > coldest))
+        err = -ENOENT;
+    if (!err) {
+        each_entry(p, d.dir, ".", remove_entry, p);
+        remove_file(p, d.dir, "lock", 0);
+        err = remove_file(p, d.ns, d.name, AT_REMOVEDIR);
+        ucmi_log(UCM_INFO, p->object, "removed lane %s of a namespace nobody uses, to make room",
+                 d.name);
+    }
+    dead_close(&d);
+    return err;
+}
+
+/* ---- evicting ---- */
+
+static uint64_t score_of(const struct ucmi_slot *slot)
+{
+    return (uint64_t)slot->tick << 32 | (UINT32_MAX - slot->depth); /* within a tick, tails first */
+}
+
+/* A block that a lookup has found lately is about to be loaded; and it has been of use.  Called
+ * with the index locked against callers, or where a wrong answer is put right later. */
+static bool leased(struct ucmi_posix *p, const struct ucmi_lane *lane, struct ucmi_slot *slot,
+                   uint32_t now)
+{
+    const struct ucmi_entry *e = ucmi_index_find(&p->index, &slot->key, slot->rank, lane->id);
+    uint32_t seen = e ? atomic_load_explicit(&e->seen, memory_order_relaxed) : 0;
+    if (ucmi_tick(seen) > slot->tick)
+        slot->tick = ucmi_tick(seen);
+    return seen + UCMI_LEASE_S > now;
+}
+
+static void sift_down(struct ucmi_victim *v, size_t n, size_t i)
+{
+    for (size_t c; (c = 2 * i + 1) < n; i = c) {
+        if (c + 1 < n && v[c + 1].score > v[c].score)
+            c++;
+        if (v[i].score >= v[c].score)
+            return;
+        struct ucmi_victim t = v[i];
+        v[i] = v[c];
+        v[c] = t;
+    }
+}
+
+static int by_score(const void *a, const void *b)
+{
+    const struct ucmi_victim *x = a, *y = b;
+    return (x->score > y->score) - (x->score < y->score);
+}
+
+/* The coldest n of the lane, coldest first: a heap of the best so far, the worst of them on top. */
+static int find_victims(struct ucmi_posix *p, struct ucmi_lane *lane, uint32_t now)
+{
+    struct ucmi_own *own = lane->own;
+    size_t max = MAX(own->total / 64, (uint32_t)MIN_VICTIMS);
+    if (own->scan_after_ns && ucmi_now_ns() < own->scan_after_ns)
+        return -ENOSPC;
+    own->scan_after_ns = 0;
+    if (max > own->cap_victims) {
+        void *v = realloc(own->victims, max * sizeof *own->victims);
+        if (!v)
+            return -ENOMEM;
+        own->victims = v;
+        own->cap_victims = max;
+    }
+    struct ucmi_victim *v = own->victims;
+    size_t n = 0;
+    for (uint32_t place = 0; place < lane->nsegs * lane->slots; place++) {
+        if (!lane->segs[place / lane->slots].slots) {
+            place += lane->slots - 1;
+            continue;
+        }
+        struct ucmi_slot *slot = ucmi_own_slot(lane, place);
+        if (slot->state != UCMI_DISK_LIVE || slot->ios ||
+            (n == max && score_of(slot) >= v[0].score))
+            continue;
+        if (leased(p, lane, slot, now) || (n == max && score_of(slot) >= v[0].score))
+            continue;
+        if (n < max) {
+            v[n++] = (struct ucmi_victim){score_of(slot), place};
+            for (size_t i = n / 2; n == max && i-- > 0;)
+                sift_down(v, n, i);
+        } else {
+            v[0] = (struct ucmi_victim){score_of(slot), place};
+            sift_down(v, n, 0);
+        }
+    }
+    qsort(v, n, sizeof *v, by_score);
+    own->nvictims = n;
+    own->next_victim = 0;
+    /* Nearly all of a large lane is leased: to look again for each block that comes would cost more
+     * than the blocks are worth. */
+    if (n < MIN_VICTIMS && own->total > SMALL_LANE)
+        own->scan_after_ns = ucmi_now_ns() + SCAN_PAUSE_NS;
+    return n ? 0 : -ENOSPC;
+}
+
+/* Out of the index at once; the slot is free when the record is written. */
+static bool leave(struct ucmi_posix *p, struct ucmi_lane *lane, uint32_t place)
+{
+    struct ucmi_own *own = lane->own;
+    struct ucmi_slot *slot = ucmi_own_slot(lane, place);
+    struct ucmi_record r = ucmi_commit_record(slot, UCMI_DEL, lane, place);
+    if (ucmi_commit_add(lane, &r, NULL) < 0)
+        return false;
+    struct ucmi_entry *e = ucmi_index_find(&p->index, &slot->key, slot->rank, lane->id);
+    if (e && e->place == place)
+        ucmi_index_remove(&p->index, e);
+    slot->state = UCMI_DISK_LEAVING;
+    own->live--;
+    own->leaving++;
+    return true;
+}
+
+void ucmi_room_drop(struct ucmi_posix *p, struct ucmi_lane *lane, uint32_t place)
+{
+    if (ucmi_own_slot(lane, place)->state != UCMI_DISK_LIVE)
+        return;
+    pthread_rwlock_wrlock(&p->lock);
+    leave(p, lane, place);
+    pthread_rwlock_unlock(&p->lock);
+}
+
+/* The lane whose next victim is the coldest of all; lanes without known victims are scanned. */
+static struct ucmi_lane *coldest_lane(struct ucmi_posix *p, uint32_t now)
+{
+    struct ucmi_lane *best = NULL;
+    uint64_t score = UINT64_MAX;
+    for (unsigned i = 0; i < p->nown; i++) {
+        struct ucmi_own *own = p->own[i]->own;
+        if (own->lost || !own->live ||
+            (own->next_victim == own->nvictims && find_victims(p, p->own[i], now) < 0))
+            continue;
+        if (own->victims[own->next_victim].score < score) {
+            score = own->victims[own->next_victim].score;
+            best = p->own[i];
+        }
+    }
+    return best;
+}
+
+/* Takes up to n of the coldest out; how many. */
+static size_t evict(struct ucmi_posix *p, size_t n)
+{
+    uint32_t now = (uint32_t)time(NULL);
+    size_t left = n;
+    struct ucmi_lane *lane;
+
+    for (size_t tries = 4 * n; left && tries && (lane = coldest_lane(p, now)); tries--) {
+        struct ucmi_own *own = lane->own;
+        struct ucmi_victim *v = &own->victims[own->next_victim++];
+        struct ucmi_slot *slot = ucmi_own_slot(lane, v->place);
+        if (slot->state != UCMI_DISK_LIVE || slot->ios || score_of(slot) != v->score)
+            continue;
+        pthread_rwlock_wrlock(&p->lock); /* no lookup finds it between the question and the end */
+        if (!leased(p, lane, slot, now) && leave(p, lane, v->place))
+            left--;
+        pthread_rwlock_unlock(&p->lock);
+    }
+    ucmi_count(p->t->counters, UCMI_DISK_EVICTED, (int64_t)(n - left));
+    return n - left;
+}
+
+/* ---- a smaller bound than the last owner had ---- */
+
+/* Nothing under way in it, and the tick of its last use is the lowest. */
+static bool coldest_segment(const struct ucmi_lane *lane, uint32_t *segment, uint32_t *tick)
+{
+    bool any = false;
+    for (uint32_t g = 0; g < lane->nsegs; g++) {
+        const struct ucmi_seg *seg = &lane->segs[g];
+        uint32_t last = 0;
+        bool busy = !seg->slots || seg->ios;
+        for (uint32_t i = 0; !busy && i < lane->slots; i++) {
+            const struct ucmi_slot *slot = &seg->slots[i];
+            busy = slot->state != UCMI_DISK_FREE && slot->state != UCMI_DISK_LIVE;
+            if (slot->state == UCMI_DISK_LIVE)
+                last = MAX(last, slot->tick);
+        }
+        if (!busy && (!any || last <= *tick)) {
+            *segment = g;
+            *tick = last;
+            any = true;
+        }
+    }
+    return any;
+}
+
+static int give_up_segment(struct ucmi_posix *p, struct ucmi_lane *lane, uint32_t segment)
+{
+    struct ucmi_seg *seg = &lane->segs[segment];
+    struct ucmi_record *v = malloc(lane->slots * sizeof *v);
+    char name[24];
+    size_t n = 0;
+
+    if (!v)
+        return -ENOMEM;
+    pthread_rwlock_wrlock(&p->lock);
+    for (uint32_t i = 0; i < lane->slots; i++) {
+        struct ucmi_slot *slot = &seg->slots[i];
+        if (slot->state != UCMI_DISK_LIVE)
+            continue;
+        struct ucmi_entry *e = ucmi_index_find(&p->index, &slot->key, slot->rank, lane->id);
+        v[n++] = ucmi_commit_record(slot, UCMI_DEL, lane, segment * lane->slots + i);
+        if (e && e->place == segment * lane->slots + i)
+            ucmi_index_remove(&p->index, e);
+        slot->state = UCMI_DISK_FREE;
+        lane->own->live--;
+    }
+    pthread_rwlock_unlock(&p->lock);
+    int err = n ? ucmi_commit_now(p, lane, v, n) : 0;
+    free(v);
+    ucmi_own_remove_segment(p, lane, segment);
+    ucmi_count(p->t->counters, UCMI_DISK_EVICTED, (int64_t)n);
+    ucmi_seg_name(name, segment);
+    int gone = remove_file(p, lane->dir, name, 0);
+    return err < 0 ? err : gone;
+}
+
+static int shrink_step(struct ucmi_posix *p)
+{
+    for (unsigned i = 0; i < p->nown; i++) {
+        struct ucmi_lane *lane = p->own[i];
+        uint32_t segment = 0, tick = 0;
+        if (!lane->own->lost && lane->own->stage == UCMI_COMMIT_IDLE &&
+            coldest_segment(lane, &segment, &tick))
+            return give_up_segment(p, lane, segment);
+    }
+    struct ucmi_lane *lane;
+    if (ucmi_own_adopt(p, true, &lane) == 0)
+        return 0;
+    return reclaim(p, UINT32_MAX);
+}
+
+static void shrink(struct ucmi_posix *p)
+{
+    uint64_t used;
+    if (!p->capacity)
+        return;
+    int lock = lock_root(p);
+    if (lock < 0)
+        return; /* somebody counts already */
+    while (used_bytes(p, &used) == 0 && used > p->capacity && shrink_step(p) == 0)
+        ;
+    ucmi_file_close(p, lock);
+}
+
+/* ---- a slot ---- */
+
+static bool take_free(struct ucmi_posix *p, struct ucmi_lane **lane_p, uint32_t *place_p)
+{
+    for (unsigned i = 0; i < p->nown; i++) {
+        struct ucmi_own *own = p->own[i]->own;
+        if (own->lost || !own->nfree)
+            continue;
+        *lane_p = p->own[i];
+        *place_p = own->free[--own->nfree];
+        ucmi_own_slot(*lane_p, *place_p)->state = UCMI_DISK_OPEN;
+        own->open++;
+        return true;
+    }
+    return false;
+}
+
+static struct ucmi_lane *own_lane(const struct ucmi_posix *p)
+{
+    for (unsigned i = 0; i < p->nown; i++)
+        if (!p->own[i]->own->lost)
+            return p->own[i];
+    return NULL;
+}
+
+static uint32_t sum_own(const struct ucmi_posix *p, size_t field)
+{
+    uint32_t n = 0;
+    for (unsigned i = 0; i < p->nown; i++)
+        n += *(const uint32_t *)((const char *)p->own[i]->own + field);
+    return n;
+}
+#define SUM_OWN(p, field) sum_own(p, offsetof(struct ucmi_own, field))
+
+static uint32_t coldest_tick(struct ucmi_posix *p)
+{
+    struct ucmi_lane *lane = coldest_lane(p, (uint32_t)time(NULL));
+    return lane ? (uint32_t)(lane->own->victims[lane->own->next_victim].score >> 32) : UINT32_MAX;
+}
+
+/* More slots of our own, without losing a block of ours. */
+static int widen(struct ucmi_posix *p)
+{
+    struct ucmi_lane *lane = own_lane(p);
+    if (ucmi_now_ns() < p->full_until_ns)
+        return -ENOSPC;
+    int err = lane ? 0 : ucmi_own_any(p, &lane);
+    if (err < 0)
+        return err;
+    if (p->nown == 1 && !p->shrunk) {
+        p->shrunk = true;
+        shrink(p);
+    }
+    if (lane->own->nfree)
+        return 0;
+    err = grow(p, lane);
+    if (err != -ENOSPC)
+        return err;
+    ucmi_lanes_refresh(p);
+    /* Another rank's only when there is nothing of ours to evict: after a restart of the engine
+     * that rank may just not have come to its lane yet. */
+    if (ucmi_own_adopt(p, !SUM_OWN(p, live), &lane) == 0) {
+        p->full_until_ns = 0; /* there may be more of them */
+        return lane->own->nfree ? 0 : -ENOSPC;
+    }
+    if (reclaim(p, coldest_tick(p)) < 0)
+        return -ENOSPC;
+    p->full_until_ns = 0;
+    return grow(p, own_lane(p));
+}
+
+int ucmi_room_get(struct ucmi_posix *p, struct ucmi_lane **lane_p, uint32_t *place_p)
+{
+    if (take_free(p, lane_p, place_p))
+        return 0;
+    int err = widen(p);
+    if (!err && take_free(p, lane_p, place_p))
+        return 0;
+    if (err && err != -ENOSPC)
+        return err;
+    size_t batch = MAX(MIN(SUM_OWN(p, total) / 16, (uint32_t)EVICT_BATCH), 1u);
+    if (SUM_OWN(p, leaving) || evict(p, batch))
+        return -EAGAIN; /* their records are on the way */
+    return -ENOSPC;
+}

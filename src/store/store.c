@@ -1,0 +1,306 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The store: opens the stack of tiers that store_pipeline spells, and the calls of the API that go
+ * straight to it (lookups, metrics, the way in for tasks).
+ *
+ * A store has no threads and no locks of its own.  Tiers are opened from the slowest up, so that
+ * each finds the one below ready, and closed from the fastest down, so that each can still flush
+ * into the one below.
+ */
+#include "store/store.h"
+
+#include <inttypes.h>
+#include <limits.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#define AT(field) offsetof(struct ucmi_store_options, field)
+static const struct ucm_option options[] = {
+    {"store_pipeline", UCM_T_STR, AT(pipeline), "Cache|Posix", NULL, NULL,
+     "the stack of tiers, fastest first: Cache, Posix, Empty, Fake, joined by |"},
+    {"namespace", UCM_T_STR, AT(ns), "default", NULL, NULL,
+     "in plain words, everything besides the key that changes a block's bytes; stores share blocks "
+     "only when it is equal (the engine connectors make it)"},
+    {"block_size", UCM_T_INT, AT(block_size), "0", "0", "1073741824",
+     "bytes of a block as one rank holds it, all layers (the engine connectors give it)"},
+    {"shard_size", UCM_T_INT, AT(shard_size), "0", "0", "1073741824",
+     "bytes of one layer's part of a block; divides block_size; 0: the whole block"},
+    {"rank", UCM_T_INT, AT(rank), "0", "0", "4095", "which rank's part of each block this is"},
+    {"ranks", UCM_T_INT, AT(ranks), "1", "1", "4096",
+     "how many ranks hold a part of each block; a lookup hits when all parts can be loaded"},
+    {"timeout_ms", UCM_T_INT, AT(timeout_ms), "30000", "1", "3600000",
+     "the longest a load or dump may take before it is given up"},
+    {"lookup_timeout_ms", UCM_T_INT, AT(lookup_timeout_ms), "1000", "1", "3600000",
+     "the longest a lookup waits to read what other processes have just published"},
+    {"device", UCM_T_STR, AT(device), "auto", NULL, NULL,
+     "where the engine's memory is: host, sim (for tests), or auto"},
+    {"device_id", UCM_T_INT, AT(device_id), "0", "0", "1023", "which of the node's devices"},
+    {NULL},
+};
+#undef AT
+
+const struct ucm_plugin ucmi_store_plugin = {
+    .kind = "options",
+    .name = "store",
+    .help = "what all tiers agree on",
+    .options = options,
+    .size = sizeof(struct ucmi_store_options),
+};
+
+static int set_geometry(ucm_store *s, ucm_conf *conf)
+{
+    const struct ucmi_store_options *o = s->options;
+    uint64_t block = (uint64_t)o->block_size;
+    uint64_t shard = (uint64_t)(o->shard_size ? o->shard_size : o->block_size);
+
+    if (block == 0)
+        return ucmi_conf_fail(conf, -EINVAL, "block_size: 0; give the bytes of one block");
+    if (block % shard || block / shard > UCMI_MAX_SHARDS)
+        return ucmi_conf_fail(conf, -EINVAL,
+                              "shard_size: %" PRIu64 " does not divide block_size %" PRIu64
+                              " into at most %d shards",
+                              shard, block, UCMI_MAX_SHARDS);
+    if (o->rank >= o->ranks)
+        return ucmi_conf_fail(conf, -EINVAL,
+                              "rank: %" PRId64 "; give one below ranks, which is %" PRId64, o->rank,
+                              o->ranks);
+    s->geo = (struct ucm_geometry){
+        .ns_text = o->ns,
+        .block_size = block,
+        .shard_size = shard,
+        .nshards = (uint32_t)(block / shard),
+        .rank = (uint32_t)o->rank,
+        .ranks = (uint32_t)o->ranks,
+        .timeout_ms = (uint32_t)o->timeout_ms,
+        .lookup_timeout_ms = (uint32_t)o->lookup_timeout_ms,
+        .conf = conf,
+    };
+    char *text;
+    int len = asprintf(&text, "%s\n%" PRIu64 "\n%" PRIu64 "\n%" PRId64 "\n", o->ns, block, shard,
+                       o->ranks);
+    if (len < 0)
+        return ucmi_conf_fail(conf, -ENOMEM, "out of memory");
+    ucmi_hash128(text, (size_t)len, s->geo.ns);
+    free(text);
+    return 0;
+}
+
+static int open_device(ucm_store *s, ucm_conf *conf)
+{
+    const char *name = strcmp(s->options->device, "auto") ? s->options->device : "host";
+    const struct ucm_dev_ops *dev = ucmi_find_dev(name);
+    char why[256] = "";
+
+    if (!dev)
+        return ucmi_conf_fail(conf, -ENODEV,
+                              "device: no device is called \"%s\"; give host or auto", name);
+    int err = ucmi_plugin_new(&dev->p, conf, &s->geo.dev_state);
+    if (err < 0)
+        return ucmi_conf_fail(conf, err, "device: %s", ucm_strerror(err));
+    err = dev->open(s->geo.dev_state, (int)s->options->device_id, why, sizeof why);
+    if (err < 0) {
+        ucmi_plugin_free(&dev->p, s->geo.dev_state);
+        return ucmi_conf_fail(conf, err, "device: %s: %s", name, *why ? why : ucm_strerror(err));
+    }
+    s->geo.dev = dev;
+    return 0;
+}
+
+/* Finds the tiers that the pipeline names; the text is "Cache|Posix", blanks around names allowed.
+ */
+static int spell_pipeline(ucm_store *s, ucm_conf *conf)
+{
+    const char *text = s->options->pipeline;
+
+    for (const char *p = text;; p++) {
+        char name[32];
+        size_t len = strcspn(p, "|"), from = strspn(p, " "), to = len;
+        while (to > from && p[to - 1] == ' ')
+            to--;
+        snprintf(name, sizeof name, "%.*s", (int)(to > from ? to - from : 0), p + from);
+        const struct ucm_tier_ops *ops = ucmi_find_tier(name);
+        if (!ops)
+            return ucmi_conf_fail(
+                conf, -EINVAL,
+                "store_pipeline: \"%s\" has no tier \"%s\"; there are Cache, Posix, "
+                "Empty and Fake",
+                text, name);
+        if (s->ntiers == UCMI_MAX_TIERS)
+            return ucmi_conf_fail(conf, -EINVAL, "store_pipeline: \"%s\" has more than %d tiers",
+                                  text, UCMI_MAX_TIERS);
+        s->tiers[s->ntiers++] = (struct ucm_tier){
+            .ops = ops,
+            .geo = &s->geo,
+            .counters = &s->counters,
+        };
+        p += len;
+        if (!*p)
+            break;
+    }
+    const struct ucm_tier_ops *last = s->tiers[s->ntiers - 1].ops;
+    if (last->needs_next)
+        return ucmi_conf_fail(conf, -EINVAL,
+                              "store_pipeline: \"%s\" ends with %s, which needs a tier below; "
+                              "\"%s|Empty\" keeps blocks in memory only",
+                              text, last->p.name, text);
+    if (s->tiers[0].ops->needs_host && !s->geo.dev->host_access)
+        return ucmi_conf_fail(
+            conf, -EINVAL,
+            "store_pipeline: \"%s\": %s cannot reach the memory of device %s; put "
+            "Cache before it: \"Cache|%s\"",
+            text, s->tiers[0].ops->p.name, s->geo.dev->p.name, text);
+    return 0;
+}
+
+static void close_tiers(ucm_store *s)
+{
+    for (unsigned i = 0; i < s->ntiers; i++) {
+        struct ucm_tier *t = &s->tiers[i];
+        if (t->priv) {
+            t->ops->close(t);
+            ucmi_plugin_free(&t->ops->p, t->priv);
+            t->priv = NULL;
+        }
+    }
+}
+
+static int open_tiers(ucm_store *s, ucm_conf *conf)
+{
+    for (unsigned i = s->ntiers; i-- > 0;) {
+        struct ucm_tier *t = &s->tiers[i];
+        t->next = i + 1 < s->ntiers ? t + 1 : NULL;
+        int err = ucmi_plugin_new(&t->ops->p, conf, &t->priv);
+        if (err < 0)
+            return ucmi_conf_fail(conf, err, "%s: %s", t->ops->p.name, ucm_strerror(err));
+        err = t->ops->open(t);
+        if (err < 0) {
+            ucmi_plugin_free(&t->ops->p, t->priv);
+            t->priv = NULL;
+            return ucmi_conf_fail(conf, err, "%s", *t->why ? t->why : ucm_strerror(err));
+        }
+    }
+    return 0;
+}
+
+int ucm_store_open(ucm_conf *conf, ucm_store **store_p)
+{
+    if (!conf || !store_p)
+        return -EINVAL;
+    ucm_store *s = calloc(1, sizeof *s);
+    if (!s)
+        return ucmi_conf_fail(conf, -ENOMEM, "out of memory");
+    void *o = NULL;
+    int err = ucmi_plugin_new(&ucmi_store_plugin, conf, &o);
+    s->options = o;
+    if (err < 0)
+        err = ucmi_conf_fail(conf, err, "out of memory");
+    if (!err)
+        err = set_geometry(s, conf);
+    if (!err)
+        err = open_device(s, conf);
+    if (!err)
+        err = spell_pipeline(s, conf);
+    if (!err)
+        err = open_tiers(s, conf);
+    s->geo.conf = NULL;
+    if (err) {
+        ucm_store_close(s);
+        return err;
+    }
+    *store_p = s;
+    return 0;
+}
+
+void ucm_store_close(ucm_store *s)
+{
+    if (!s)
+        return;
+    atomic_store(&s->closing, true);
+    close_tiers(s);
+    if (s->geo.dev) {
+        s->geo.dev->close(s->geo.dev_state);
+        ucmi_plugin_free(&s->geo.dev->p, s->geo.dev_state);
+    }
+    if (s->options)
+        ucmi_plugin_free(&ucmi_store_plugin, s->options);
+    free(s);
+}
+
+int ucmi_store_submit(ucm_store *s, struct ucm_xfer *x)
+{
+    if (atomic_load_explicit(&s->closing, memory_order_relaxed))
+        return -ESHUTDOWN;
+    x->id = atomic_fetch_add_explicit(&s->next_task, 1, memory_order_relaxed) + 1;
+    x->deadline_ns = ucmi_now_ns() + s->geo.timeout_ms * UINT64_C(1000000);
+    int err = s->tiers[0].ops->submit(&s->tiers[0], x);
+    if (err < 0)
+        ucmi_count(&s->counters, UCMI_TASKS_REFUSED, 1);
+    return err;
+}
+
+enum { LOOKUP_STEP = 256 }; /* keys at a time: what a prefix lookup may look up in vain */
+
+/* One rank's lookup after the other; what one rank misses is not asked of the next.  found[i] ends
+ * as the slowest tier that any rank needs. */
+static void lookup_step(ucm_store *s, const ucm_key *keys, size_t n, uint8_t *found)
+{
+    struct ucm_tier *t = &s->tiers[0];
+    uint8_t one[LOOKUP_STEP];
+
+    memset(found, 0, n);
+    t->ops->lookup(t, keys, n, 0, 1, found);
+    for (uint32_t rank = 1; rank < s->geo.ranks; rank++) {
+        for (size_t i = 0; i < n; i++)
+            one[i] = found[i] ? 0 : UINT8_MAX; /* not 0: skipped */
+        t->ops->lookup(t, keys, n, rank, 1, one);
+        for (size_t i = 0; i < n; i++)
+            if (found[i])
+                found[i] = one[i] ? MAX(found[i], one[i]) : 0;
+    }
+}
+
+ssize_t ucm_lookup(ucm_store *s, const ucm_key *keys, size_t n, uint8_t *found)
+{
+    if (!s || n > SSIZE_MAX || (n && (!keys || !found)))
+        return -EINVAL;
+    size_t hits = 0;
+    for (size_t i = 0; i < n; i += LOOKUP_STEP) {
+        size_t step = MIN(n - i, (size_t)LOOKUP_STEP);
+        lookup_step(s, keys + i, step, found + i);
+        for (size_t k = i; k < i + step; k++)
+            hits += found[k] != 0;
+    }
+    ucmi_count(&s->counters, UCMI_LOOKUP_KEYS, (int64_t)n);
+    ucmi_count(&s->counters, UCMI_LOOKUP_HITS, (int64_t)hits);
+    return (ssize_t)hits;
+}
+
+ssize_t ucm_lookup_prefix(ucm_store *s, const ucm_key *keys, size_t n)
+{
+    if (!s || n > SSIZE_MAX || (n && !keys))
+        return -EINVAL;
+    uint8_t found[LOOKUP_STEP];
+    size_t hits = 0;
+    for (size_t step = LOOKUP_STEP; hits < n && step == LOOKUP_STEP;) {
+        size_t asked = MIN(n - hits, step);
+        lookup_step(s, keys + hits, asked, found);
+        for (step = 0; step < asked && found[step]; step++)
+            ;
+        hits += step;
+    }
+    ucmi_count(&s->counters, UCMI_LOOKUP_KEYS, (int64_t)n);
+    ucmi_count(&s->counters, UCMI_LOOKUP_HITS, (int64_t)hits);
+    return (ssize_t)hits;
+}
+
+void ucm_prefetch(ucm_store *s, const ucm_key *keys, size_t n)
+{
+    if (s && keys && n && s->tiers[0].ops->prefetch)
+        s->tiers[0].ops->prefetch(&s->tiers[0], keys, n);
+}
+
+void ucm_metrics(const ucm_store *s, ucm_metric_fn *fn, void *arg)
+{
+    if (s && fn)
+        ucmi_counters_visit(&s->counters, fn, arg);
+}

@@ -1,0 +1,116 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * harness.h - what the tests of the Cache tier share: a directory in memory for each test, the tier
+ * opened by itself over a tier that does what the test tells it, and blocks whose bytes follow from
+ * key and place, so that a wrong byte shows.
+ */
+#ifndef UCMT_CACHE_HARNESS_H
+#define UCMT_CACHE_HARNESS_H
+
+#include <stdbool.h>
+
+#include "store/store.h"
+
+#include "../test.h"
+
+enum { PATIENCE_MS = 30000 }; /* a test that waits longer has failed */
+
+/* cmocka fixtures: *state becomes the path of an empty directory in memory. */
+int make_dir(void **state);
+int remove_dir(void **state);
+unsigned count_files(const char *dir);
+
+ucm_key key_of(uint64_t i);
+/* The bytes of shard `shard` of key i. */
+void paint(void *p, size_t len, const ucm_key *key, unsigned shard);
+bool painted(const void *p, size_t len, const ucm_key *key, unsigned shard);
+
+/* ---- the tier below: a dictionary that can be slow, full and wrong ---- */
+
+struct held { /* a slice that the tier below has taken and not ended */
+    struct ucm_xfer *x;
+    struct ucm_slice *s;
+};
+struct below {
+    struct ucm_tier tier;
+    size_t shard_size;
+    unsigned nshards;
+    pthread_mutex_t lock;
+    pthread_cond_t change;
+    bool hold;     /* slices wait for below_release; else they end within submit ... */
+    bool shuffle;  /* ... or later, on a thread, in an order of its own */
+    int refuse;    /* that many submits are refused with -EAGAIN */
+    int fail_with; /* all slices end so */
+    unsigned submits, reads, writes, refused;
+    struct held *held;
+    size_t nheld, cap_held;
+    struct stored {
+        ucm_key key;
+        char *bytes;
+    } * stored;
+    size_t nstored, cap_stored;
+    pthread_t thread;
+    bool started, stop;
+};
+/* Ends held slice i (in order of arrival) or all there are; err 0: as the dictionary says. */
+void below_release(struct below *b, size_t i, int err);
+void below_release_all(struct below *b, int err);
+void below_wait_held(struct below *b, size_t n); /* until at least n are held */
+void below_put(struct below *b, const ucm_key *key);
+bool below_has(struct below *b, const ucm_key *key); /* with the right bytes */
+size_t below_count(struct below *b);
+
+/* ---- a Cache tier over it ---- */
+
+struct stack {
+    struct ucm_geometry geo;
+    struct ucm_counters counters;
+    struct ucm_tier cache;
+    struct below below;
+    ucm_conf *conf;
+};
+struct shape {
+    unsigned nshards;
+    size_t shard_size;
+    unsigned nslots;
+    unsigned timeout_ms;
+    const char *device; /* NULL: host */
+};
+/* options: "name=value name=value" or NULL. */
+void stack_open(struct stack *s, const char *dir, const struct shape *shape, const char *options);
+void stack_close_cache(struct stack *s); /* the tier alone */
+void stack_close(struct stack *s);
+int64_t counter(const struct stack *s, enum ucmi_counter id);
+/* How many of the keys first .. first + n - 1 the pool has. */
+size_t count_ready(struct stack *s, uint64_t first, size_t n);
+
+/* ---- xfers ---- */
+
+struct move {
+    struct ucm_xfer x;
+    struct stack *stack;
+    pthread_mutex_t lock;
+    pthread_cond_t change;
+    uint32_t left[2];
+    int *err[2]; /* per slice and stage; 1: not there yet */
+    bool wrong;  /* a stage came twice or in the wrong order */
+    struct iovec *iov;
+    char *memory;
+};
+/* n slices: shards [shard, shard + nshards) of keys first ..., group-major in groups of `group` (0:
+ * one slice for each key).  A dump's memory is painted, a load's smeared. */
+void move_new(struct move *m, struct stack *s, bool dump, uint64_t first, size_t n, unsigned shard,
+              unsigned nshards, unsigned group);
+int move_submit(struct move *m);
+/* Waits until all slices have reached the stage; the first error among them, or 0. */
+int move_wait(struct move *m, enum ucm_stage stage);
+bool move_reached(struct move *m, enum ucm_stage stage);
+/* Whether slice i has the right bytes. */
+bool move_right(const struct move *m, size_t i);
+void move_free(struct move *m);
+/* All of it: submits, waits for the last stage, checks the bytes of a load; the first error. */
+int run_move(struct stack *s, bool dump, uint64_t first, size_t n);
+int run_shards(struct stack *s, bool dump, uint64_t first, size_t n, unsigned shard,
+               unsigned nshards);
+
+#endif

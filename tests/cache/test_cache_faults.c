@@ -1,0 +1,471 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The Cache tier when things go wrong: below, on the device, in time, and when it is closed.  No
+ * slice ends twice or never (every move checks that), no byte is wrong, no slot is lost.
+ */
+#include "harness.h"
+
+#include <stdlib.h>
+
+#include "dev/dev.h"
+#include "store/pool.h"
+
+enum { SHORT_MS = 60, SLOTS = 8 };
+static const struct shape patient = {.nshards = 4, .shard_size = 1024, .nslots = SLOTS};
+static const struct shape hasty = {
+    .nshards = 4, .shard_size = 1024, .nslots = SLOTS, .timeout_ms = SHORT_MS};
+
+/* All slots can be used: none was lost, none is held. */
+static void check_slots(struct stack *s, uint64_t first)
+{
+    s->below.hold = false;
+    assert_int_equal(run_move(s, true, first, 3 * SLOTS), 0);
+    for (uint64_t i = 0; i < 3 * SLOTS; i++)
+        assert_true(below_has(&s->below, (ucm_key[]){key_of(first + i)}));
+    assert_int_equal(run_move(s, false, first, 3 * SLOTS), 0);
+    count_ready(s, first, 1);
+    assert_int_equal(counter(s, UCMI_CACHE_READY), SLOTS);
+}
+
+/* ---- the tier below fails ---- */
+
+static void absent_blocks_fail_alone(void **state)
+{
+    struct stack s;
+    struct move m;
+    stack_open(&s, *state, &patient, NULL);
+    s.below.shuffle = true;
+    for (uint64_t i = 0; i < 20; i += 2)
+        below_put(&s.below, (ucm_key[]){key_of(i)});
+    move_new(&m, &s, false, 0, 20, 0, 4, 1);
+    assert_int_equal(move_submit(&m), 0);
+    assert_int_equal(move_wait(&m, UCM_RELEASED), -ENOENT);
+    for (size_t i = 0; i < m.x.n; i++) {
+        assert_int_equal(m.err[UCM_RELEASED][i], i % 20 % 2 ? -ENOENT : 0);
+        assert_int_equal(move_right(&m, i), i % 20 % 2 == 0);
+    }
+    move_free(&m);
+    for (uint64_t i = 1; i < 20; i += 2)
+        assert_int_equal(count_ready(&s, i, 1), 0);
+    check_slots(&s, 100);
+    stack_close(&s);
+}
+
+/* One shard of a block cannot be read: those who need it fail, the others do not. */
+static void a_bad_shard_fails_those_who_need_it(void **state)
+{
+    struct stack s;
+    struct move m, whole;
+    stack_open(&s, *state, &patient, NULL);
+    assert_int_equal(run_move(&s, true, 50, 1), 0);
+    s.below.hold = true;
+    below_put(&s.below, (ucm_key[]){key_of(0)});
+    move_new(&m, &s, false, 0, 1, 0, 4, 1);
+    move_new(&whole, &s, false, 0, 1, 0, 4, 0);
+    assert_int_equal(move_submit(&m), 0);
+    below_wait_held(&s.below, 4);
+    assert_int_equal(move_submit(&whole), 0);
+    assert_int_equal(run_move(&s, false, 50, 1), 0); /* after it: it waits for the same reads */
+    below_release(&s.below, 2, -EBADMSG);
+    below_release_all(&s.below, 0);
+    assert_int_equal(move_wait(&m, UCM_RELEASED), -EBADMSG);
+    for (size_t i = 0; i < 4; i++)
+        assert_int_equal(m.err[UCM_RELEASED][i], i == 2 ? -EBADMSG : 0);
+    assert_int_equal(move_wait(&whole, UCM_RELEASED), -EBADMSG);
+    move_free(&m);
+    move_free(&whole);
+    s.below.hold = false;
+    assert_int_equal(run_move(&s, true, 0, 1), 0); /* the block can come all the same */
+    check_slots(&s, 100);
+    stack_close(&s);
+}
+
+/* A dump that met a read of its block does not depend on it. */
+static void a_dump_survives_a_failed_read(void **state)
+{
+    struct stack s;
+    struct move load, dump;
+    stack_open(&s, *state, &patient, NULL);
+    s.below.hold = true;
+    move_new(&load, &s, false, 0, 1, 0, 4, 0);
+    move_new(&dump, &s, true, 0, 1, 0, 4, 0);
+    assert_int_equal(move_submit(&load), 0);
+    below_wait_held(&s.below, 1);
+    assert_int_equal(move_submit(&dump), 0);
+    below_release(&s.below, 0, -EIO);
+    assert_int_equal(move_wait(&load, UCM_RELEASED), -EIO);
+    assert_int_equal(move_wait(&dump, UCM_RELEASED), 0);
+    below_wait_held(&s.below, 1);
+    below_release_all(&s.below, 0);
+    assert_int_equal(move_wait(&dump, UCM_STORED), 0);
+    assert_true(below_has(&s.below, (ucm_key[]){key_of(0)}));
+    assert_int_equal(run_move(&s, false, 0, 1), 0);
+    move_free(&load);
+    move_free(&dump);
+    check_slots(&s, 100);
+    stack_close(&s);
+}
+
+static void a_failed_write_is_told_and_the_block_stays(void **state)
+{
+    struct stack s;
+    struct move m;
+    stack_open(&s, *state, &patient, NULL);
+    s.below.fail_with = -ENOSPC;
+    move_new(&m, &s, true, 0, 5, 0, 4, 0);
+    assert_int_equal(move_submit(&m), 0);
+    assert_int_equal(move_wait(&m, UCM_RELEASED), 0);
+    assert_int_equal(move_wait(&m, UCM_STORED), -ENOSPC);
+    for (size_t i = 0; i < 5; i++)
+        assert_int_equal(m.err[UCM_STORED][i], -ENOSPC);
+    assert_int_equal(count_ready(&s, 0, 5), 5);
+    assert_int_equal(run_move(&s, false, 0, 5), 0);
+    s.below.fail_with = 0;
+    assert_int_equal(run_move(&s, true, 0, 5), 0); /* and is written when it is dumped again */
+    assert_true(below_has(&s.below, (ucm_key[]){key_of(4)}));
+    move_free(&m);
+    check_slots(&s, 100);
+    stack_close(&s);
+}
+
+static void a_full_queue_below_is_tried_again(void **state)
+{
+    struct stack s;
+    stack_open(&s, *state, &patient, NULL);
+    s.below.refuse = 4;
+    assert_int_equal(run_move(&s, true, 0, 20), 0);
+    assert_int_equal(s.below.refused, 4);
+    s.below.refuse = 3;
+    assert_int_equal(run_move(&s, false, 0, 20), 0);
+    assert_int_equal(s.below.refused, 7);
+    stack_close(&s);
+}
+
+static void a_queue_below_that_stays_full_is_given_up(void **state)
+{
+    struct stack s;
+    stack_open(&s, *state, &hasty, NULL);
+    s.below.refuse = 1 << 30;
+    assert_int_equal(run_move(&s, true, 0, 1), -ETIMEDOUT);
+    assert_int_equal(run_move(&s, false, 50, 1), -ETIMEDOUT);
+    assert_int_equal(count_ready(&s, 0, 1), 1);
+    s.below.refuse = 0;
+    s.geo.timeout_ms = PATIENCE_MS;
+    check_slots(&s, 100);
+    stack_close(&s);
+}
+
+/* ---- time ---- */
+
+/* The read hangs, the load's time is up, and then the read comes back and writes: into a slot that
+ * is still its own, and not a byte of it into the engine's memory. */
+static void a_slot_is_kept_while_a_read_hangs(void **state)
+{
+    struct stack s;
+    struct move m;
+    stack_open(&s, *state, &hasty, NULL);
+    s.below.hold = true;
+    for (uint64_t i = 0; i < 4; i++)
+        below_put(&s.below, (ucm_key[]){key_of(i)});
+    move_new(&m, &s, false, 0, 4, 0, 4, 0);
+    assert_int_equal(move_submit(&m), 0);
+    below_wait_held(&s.below, 4);
+    assert_int_equal(move_wait(&m, UCM_RELEASED), -ETIMEDOUT);
+
+    s.geo.timeout_ms = PATIENCE_MS;
+    s.below.hold = false;
+    assert_int_equal(run_move(&s, true, 100, 20), 0); /* all the other slots, several times */
+    size_t kept = count_ready(&s, 100, 20);
+    assert_int_equal(kept, SLOTS - 4);
+    assert_int_equal(count_ready(&s, 0, 4), 0);
+    below_release(&s.below, 0, -EIO); /* spoils its memory */
+    below_release_all(&s.below, 0);   /* writes into it */
+    assert_int_equal(run_move(&s, false, 100, 20), 0);
+    for (size_t i = 0; i < 4 * 4096; i++)
+        assert_int_equal(m.memory[i], 0x55);
+    move_free(&m);
+    check_slots(&s, 200);
+    stack_close(&s);
+}
+
+static void a_dump_is_stored_late_or_timed_out(void **state)
+{
+    struct stack s;
+    struct move m;
+    stack_open(&s, *state, &hasty, NULL);
+    s.below.hold = true;
+    move_new(&m, &s, true, 0, 4, 0, 4, 0);
+    assert_int_equal(move_submit(&m), 0);
+    assert_int_equal(move_wait(&m, UCM_RELEASED), 0);
+    assert_int_equal(move_wait(&m, UCM_STORED), -ETIMEDOUT);
+    below_wait_held(&s.below, 4);
+    s.geo.timeout_ms = PATIENCE_MS;
+    s.below.hold = false;
+    assert_int_equal(run_move(&s, true, 100, 20), 0); /* not through the slots being written */
+    below_release_all(&s.below, 0);
+    for (uint64_t i = 0; i < 4; i++)
+        assert_true(below_has(&s.below, (ucm_key[]){key_of(i)}));
+    move_free(&m);
+    check_slots(&s, 200);
+    stack_close(&s);
+}
+
+static void without_a_slot_a_slice_ends_in_time(void **state)
+{
+    struct stack s;
+    struct move first, load, dump;
+    stack_open(&s, *state, &hasty, NULL);
+    s.below.hold = true;
+    for (uint64_t i = 0; i < SLOTS; i++)
+        below_put(&s.below, (ucm_key[]){key_of(i)});
+    move_new(&first, &s, false, 0, SLOTS, 0, 4, 0);
+    move_new(&load, &s, false, 50, 4, 0, 4, 0);
+    move_new(&dump, &s, true, 60, 4, 0, 4, 0);
+    assert_int_equal(move_submit(&first), 0);
+    below_wait_held(&s.below, SLOTS);
+    assert_int_equal(move_submit(&load), 0);
+    assert_int_equal(move_submit(&dump), 0);
+    assert_int_equal(move_wait(&load, UCM_RELEASED), -ETIMEDOUT);
+    assert_int_equal(move_wait(&dump, UCM_RELEASED), -ETIMEDOUT);
+    assert_int_equal(move_wait(&dump, UCM_STORED), -ETIMEDOUT);
+    assert_int_equal(move_wait(&first, UCM_RELEASED), -ETIMEDOUT);
+    assert_true(counter(&s, UCMI_CACHE_WAITED) >= 8);
+    below_release_all(&s.below, 0);
+    s.geo.timeout_ms = PATIENCE_MS;
+    move_free(&first);
+    move_free(&load);
+    move_free(&dump);
+    check_slots(&s, 200);
+    stack_close(&s);
+}
+
+/* A block whose last shard never comes is given up; it is a hit for nobody, and its slot comes
+ * back. */
+static void an_unfinished_block_is_given_up(void **state)
+{
+    struct stack s;
+    struct move m;
+    stack_open(&s, *state, &hasty, NULL);
+    move_new(&m, &s, true, 0, SLOTS - 1, 0, 3, 0); /* one is left for loads */
+    assert_int_equal(move_submit(&m), 0);
+    assert_int_equal(move_wait(&m, UCM_RELEASED), 0);
+    assert_int_equal(move_wait(&m, UCM_STORED), -ETIMEDOUT);
+    assert_int_equal(below_count(&s.below), 0);
+    assert_int_equal(count_ready(&s, 0, SLOTS - 1), 0);
+    s.geo.timeout_ms = PATIENCE_MS;
+    assert_int_equal(run_move(&s, true, 100, 20), 0); /* as soon as they are idle that long */
+    move_free(&m);
+    check_slots(&s, 200);
+    stack_close(&s);
+}
+
+/* ---- cancel ---- */
+
+static void what_has_not_started_is_canceled(void **state)
+{
+    struct stack s;
+    struct move first, load, dump;
+    stack_open(&s, *state, &patient, NULL);
+    s.below.hold = true;
+    for (uint64_t i = 0; i < SLOTS; i++)
+        below_put(&s.below, (ucm_key[]){key_of(i)});
+    move_new(&first, &s, false, 0, SLOTS, 0, 4, 0);
+    move_new(&load, &s, false, 50, 4, 0, 4, 0);
+    move_new(&dump, &s, true, 60, 4, 0, 4, 0);
+    assert_int_equal(move_submit(&first), 0);
+    below_wait_held(&s.below, SLOTS);
+    assert_int_equal(move_submit(&load), 0);
+    assert_int_equal(move_submit(&dump), 0);
+    __atomic_store_n(&first.x.cancel, 1, __ATOMIC_RELAXED); /* under way: ends as it may */
+    __atomic_store_n(&load.x.cancel, 1, __ATOMIC_RELAXED);
+    __atomic_store_n(&dump.x.cancel, 1, __ATOMIC_RELAXED);
+    assert_int_equal(move_wait(&load, UCM_RELEASED), -ECANCELED);
+    assert_int_equal(move_wait(&dump, UCM_RELEASED), -ECANCELED);
+    assert_int_equal(move_wait(&dump, UCM_STORED), -ECANCELED);
+    assert_false(move_reached(&first, UCM_RELEASED));
+    below_release_all(&s.below, 0);
+    int err = move_wait(&first, UCM_RELEASED);
+    assert_true(err == 0 || err == -ECANCELED);
+    move_free(&first);
+    move_free(&load);
+    move_free(&dump);
+    check_slots(&s, 200);
+    stack_close(&s);
+}
+
+/* ---- the device ---- */
+
+static void failed_copies_fail_their_slices(void **state)
+{
+    struct stack s;
+    struct shape shape = patient;
+    unsigned failed = 0;
+    shape.device = "sim";
+    stack_open(&s, *state, &shape, "sim_fail_every=5");
+    for (uint64_t i = 0; i < 60; i++) {
+        int err = run_move(&s, true, i, 1); /* one copy each */
+        assert_true(err == 0 || err == -EIO);
+        assert_int_equal(below_has(&s.below, (ucm_key[]){key_of(i)}), err == 0);
+        assert_int_equal(count_ready(&s, i, 1), err == 0);
+        failed += err != 0;
+        err = run_move(&s, false, i, 1); /* never wrong bytes: run_move checks */
+        assert_true(err == 0 || err == -EIO || err == -ENOENT);
+    }
+    assert_in_range(failed, 1, 59);
+    stack_close(&s);
+}
+
+/* ---- bounds ---- */
+
+static void queues_are_bounded(void **state)
+{
+    struct stack s;
+    struct move a, b, c;
+    stack_open(&s, *state, &patient, "waiting_queue_depth=2 running_queue_depth=5");
+    s.below.hold = true;
+    for (uint64_t i = 0; i < 10; i++)
+        below_put(&s.below, (ucm_key[]){key_of(i)});
+    move_new(&a, &s, false, 0, 2, 0, 4, 0);
+    move_new(&b, &s, false, 2, 4, 0, 4, 0);
+    move_new(&c, &s, false, 6, 1, 0, 4, 0);
+    assert_int_equal(move_submit(&a), 0);
+    assert_int_equal(move_submit(&b), -EAGAIN); /* 2 + 4 slices are too many */
+    assert_int_equal(move_submit(&c), 0);
+    c.x.n = 1;
+    struct move d;
+    move_new(&d, &s, false, 7, 1, 0, 4, 0);
+    assert_int_equal(move_submit(&d), -EAGAIN); /* two loads are under way */
+    below_wait_held(&s.below, 3);
+    below_release_all(&s.below, 0);
+    assert_int_equal(move_wait(&a, UCM_RELEASED), 0);
+    assert_int_equal(move_wait(&c, UCM_RELEASED), 0);
+    s.below.hold = false;
+    assert_int_equal(run_move(&s, false, 0, 9), 0); /* larger than the bound, but alone */
+    move_free(&a);
+    move_free(&b);
+    move_free(&c);
+    move_free(&d);
+    stack_close(&s);
+}
+
+/* ---- closing ---- */
+
+static void close_finishes_the_dumps(void **state)
+{
+    struct stack s;
+    struct move m;
+    stack_open(&s, *state, &patient, NULL);
+    s.below.shuffle = true;
+    move_new(&m, &s, true, 0, 50, 0, 4, 0);
+    assert_int_equal(move_submit(&m), 0);
+    stack_close_cache(&s);
+    assert_true(move_reached(&m, UCM_RELEASED));
+    assert_true(move_reached(&m, UCM_STORED));
+    assert_int_equal(move_wait(&m, UCM_STORED), 0);
+    for (uint64_t i = 0; i < 50; i++)
+        assert_true(below_has(&s.below, (ucm_key[]){key_of(i)}));
+    assert_int_equal(count_files(*state), 0);
+    move_free(&m);
+    stack_close(&s);
+}
+
+struct release {
+    struct below *below;
+    struct move *after; /* is over */
+};
+
+static void *release_after(void *arg)
+{
+    struct release *r = arg;
+    move_wait(r->after, UCM_RELEASED);
+    below_release_all(r->below, 0);
+    return NULL;
+}
+
+/* Loads under way end as they may, those that wait are ended, partial blocks are given up. */
+static void close_ends_the_rest(void **state)
+{
+    struct stack s;
+    struct move first, waiting, partial;
+    struct release r = {&s.below, &waiting};
+    pthread_t thread;
+    stack_open(&s, *state, &patient, NULL);
+    s.below.hold = true;
+    for (uint64_t i = 0; i < SLOTS; i++)
+        below_put(&s.below, (ucm_key[]){key_of(i)});
+    move_new(&partial, &s, true, 90, 1, 0, 1, 0);
+    assert_int_equal(move_submit(&partial), 0);
+    assert_int_equal(move_wait(&partial, UCM_RELEASED), 0);
+    move_new(&first, &s, false, 0, SLOTS - 1, 0, 4, 0);
+    move_new(&waiting, &s, false, 50, 4, 0, 4, 0);
+    assert_int_equal(move_submit(&first), 0);
+    below_wait_held(&s.below, SLOTS - 1);
+    assert_int_equal(move_submit(&waiting), 0);
+    assert_int_equal(ucmi_thread_start(&thread, "release", release_after, &r), 0);
+    stack_close_cache(&s);
+    pthread_join(thread, NULL);
+    assert_true(move_reached(&first, UCM_RELEASED));
+    assert_true(move_reached(&partial, UCM_STORED));
+    assert_int_equal(move_wait(&waiting, UCM_RELEASED), -ESHUTDOWN);
+    assert_int_equal(move_wait(&partial, UCM_STORED), -ESHUTDOWN);
+    int err = move_wait(&first, UCM_RELEASED);
+    assert_true(err == 0 || err == -ESHUTDOWN);
+    assert_int_equal(count_files(*state), 0);
+    move_free(&first);
+    move_free(&waiting);
+    move_free(&partial);
+    stack_close(&s);
+}
+
+/* The tier below does not end: close does all the same, and the memory stays for as long as it
+ * takes. */
+static void close_does_not_wait_for_ever(void **state)
+{
+    struct stack s;
+    struct move load, dump;
+    stack_open(&s, *state, &hasty, NULL);
+    s.below.hold = true;
+    below_put(&s.below, (ucm_key[]){key_of(0)});
+    move_new(&load, &s, false, 0, 1, 0, 4, 1);
+    move_new(&dump, &s, true, 1, 2, 0, 4, 0);
+    s.geo.timeout_ms = PATIENCE_MS;
+    assert_int_equal(move_submit(&load), 0);
+    assert_int_equal(move_submit(&dump), 0);
+    below_wait_held(&s.below, 6);
+    stack_close_cache(&s);
+    assert_int_equal(move_wait(&load, UCM_RELEASED), -ETIMEDOUT);
+    assert_int_equal(move_wait(&dump, UCM_RELEASED), 0);
+    assert_int_equal(move_wait(&dump, UCM_STORED), -ETIMEDOUT);
+    assert_int_equal(count_files(*state), 1);
+    below_release_all(&s.below, 0);
+    assert_int_equal(count_files(*state), 0); /* the last one to end has cleaned up */
+    for (size_t i = 0; i < 4096; i++)
+        assert_int_equal(load.memory[i], 0x55);
+    move_free(&load);
+    move_free(&dump);
+    stack_close(&s);
+}
+
+int main(void)
+{
+#define TEST(f) cmocka_unit_test_setup_teardown(f, make_dir, remove_dir)
+    const struct CMUnitTest tests[] = {
+        TEST(absent_blocks_fail_alone),
+        TEST(a_bad_shard_fails_those_who_need_it),
+        TEST(a_dump_survives_a_failed_read),
+        TEST(a_failed_write_is_told_and_the_block_stays),
+        TEST(a_full_queue_below_is_tried_again),
+        TEST(a_queue_below_that_stays_full_is_given_up),
+        TEST(a_slot_is_kept_while_a_read_hangs),
+        TEST(a_dump_is_stored_late_or_timed_out),
+        TEST(without_a_slot_a_slice_ends_in_time),
+        TEST(an_unfinished_block_is_given_up),
+        TEST(what_has_not_started_is_canceled),
+        TEST(failed_copies_fail_their_slices),
+        TEST(queues_are_bounded),
+        TEST(close_finishes_the_dumps),
+        TEST(close_ends_the_rest),
+        TEST(close_does_not_wait_for_ever),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

@@ -1,0 +1,123 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Processes that work on one pool and are killed in the middle of it, wherever they are.  The
+ * others go on, never see a wrong byte (run_move checks every one), and find everything put back in
+ * order.
+ */
+#include "harness.h"
+
+#include <signal.h>
+#include <stdlib.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "store/pool.h"
+
+enum { KILLS = 20, KEYS = 40, MOST = 5, SLOTS = 128 };
+static const struct shape shape = {.nshards = 4, .shard_size = 4096, .nslots = SLOTS};
+
+struct victim {
+    pid_t pid;
+    int go[2], done[2];
+};
+
+static void work(struct stack *s, uint64_t *random)
+{
+    *random = *random * UINT64_C(6364136223846793005) + 1442695040888963407;
+    size_t n = 1 + (*random >> 33) % MOST;
+    uint64_t first = (*random >> 40) % (KEYS - n);
+    assert_int_equal(run_move(s, *random >> 63, first, n), 0);
+}
+
+static void begin(struct stack *s, const char *dir)
+{
+    stack_open(s, dir, &shape, NULL);
+    s->below.shuffle = true;
+    for (uint64_t i = 0; i < KEYS; i++)
+        below_put(&s->below, (ucm_key[]){key_of(i)});
+}
+
+/* Works until it is killed, and says after each move that it is done. */
+static void live(struct victim *v, const char *dir)
+{
+    struct stack s;
+    uint64_t random = (uint64_t)getpid();
+    char byte = 0;
+    setenv("CMOCKA_TEST_ABORT", "1", 1);
+    if (read(v->go[0], &byte, 1) != 1)
+        _exit(1);
+    begin(&s, dir);
+    for (;;) {
+        work(&s, &random);
+        if (write(v->done[1], &byte, 1) != 1)
+            _exit(1);
+    }
+}
+
+/* All that the dead held is free, ready or in quarantine. */
+static void check_order(const char *dir)
+{
+    struct ucm_counters counters = {0};
+    struct ucmi_pool_spec spec = {
+        .dir = dir,
+        .block_size = shape.nshards * shape.shard_size,
+        .shard_size = shape.shard_size,
+        .quarantine_ms = 30000,
+        .counters = &counters,
+    };
+    struct ucmi_pool *p = NULL;
+    assert_int_equal(ucmi_pool_open(&spec, &p, NULL, 0), 0);
+    assert_true(p->fd >= 0);
+    for (uint32_t i = 0; i < p->layout.nslots; i++) {
+        unsigned state = atomic_load(&p->metas[i].word) & 0xff;
+        assert_true(state == UCMI_SLOT_FREE || state == UCMI_SLOT_READY ||
+                    state == UCMI_SLOT_QUARANTINE);
+        assert_int_equal(atomic_load(&p->metas[i].holders), 0);
+    }
+    ucmi_pool_close(p);
+}
+
+static void the_living_go_on(void **state)
+{
+    struct victim v[KILLS];
+    struct stack s;
+    uint64_t random = 7;
+    char byte = 0;
+    int status;
+    for (int i = 0; i < KILLS; i++) { /* all before the first thread is started */
+        assert_int_equal(pipe(v[i].go) | pipe(v[i].done), 0);
+        v[i].pid = fork();
+        if (v[i].pid == 0)
+            live(&v[i], *state);
+        close(v[i].go[0]);
+        close(v[i].done[1]);
+    }
+    begin(&s, *state);
+    for (int i = 0; i < KILLS; i++) {
+        assert_int_equal(write(v[i].go[1], &byte, 1), 1);
+        for (int k = 0; k < 2 + i * 4; k++) {
+            assert_int_equal(read(v[i].done[0], &byte, 1), 1);
+            work(&s, &random);
+        }
+        assert_int_equal(kill(v[i].pid, SIGKILL), 0);
+        work(&s, &random);
+        assert_int_equal(waitpid(v[i].pid, &status, 0), v[i].pid);
+        assert_true(WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL);
+        close(v[i].go[1]);
+        close(v[i].done[0]);
+    }
+    assert_int_equal(run_move(&s, false, 0, KEYS), 0);
+    check_order(*state);
+    assert_int_equal(run_move(&s, true, 0, KEYS), 0);
+    assert_int_equal(count_ready(&s, 0, KEYS), KEYS);
+    stack_close(&s);
+    assert_int_equal(count_files(*state), 0);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test_setup_teardown(the_living_go_on, make_dir, remove_dir),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Real vLLM engines for the tests: vLLM is imported once, each engine life is a forked process."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT / "tools" / "demo"), str(Path(__file__).parent)]
+
+from support import Deployment  # noqa: E402
+from zygote import Life, Zygote  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def work(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("e2e")
+
+
+@pytest.fixture(scope="session")
+def zygote(work):
+    with Zygote(work / "zygote.log") as z:
+        yield z
+
+
+@pytest.fixture(scope="session")
+def model(work, zygote):
+    """model(name, seed): the directory of a small model."""
+    def make(name: str = "llama-tiny", seed: int = 7) -> Path:
+        return zygote.run(work / "models.log", "Maker", "make", name, ROOT / ".cache" / "models", seed)
+    return functools.cache(make)
+
+
+@pytest.fixture(scope="session")
+def reference(work, zygote, model):
+    """reference(prompts, ...): what an engine without ucm answers.  One engine a model, each prompt once."""
+    lives: dict[str, Life] = {}
+    answers: dict[Any, list[int]] = {}
+
+    def ask(prompts: list[list[int]], name: str = "llama-tiny", tokens: int = 16) -> list[list[int]]:
+        if name not in lives:
+            lives[name] = zygote.life(work / f"reference-{name}.log", "Engine", model(name))
+        for p in prompts:
+            key = (name, tokens, tuple(p))
+            if key not in answers:
+                answers[key] = lives[name].call("ask", [p], tokens)[0]["tokens"]
+        return [answers[name, tokens, tuple(p)] for p in prompts]
+
+    yield ask
+    for life in lives.values():
+        life.close()
+
+
+@pytest.fixture
+def deploy(zygote, model, tmp_path, request):
+    """deploy(config, model_name=..., **connector options) -> Deployment"""
+    count = itertools.count()
+
+    def make(config: dict | None = None, model_name: str = "llama-tiny", seed: int = 7,
+             **connector: Any) -> Deployment:
+        path = tmp_path / str(next(count))
+        path.mkdir()
+        # The DRAM pool of a namespace outlives its tests' directories, so each has its own.
+        connector.setdefault("model_id", f"{request.node.name} {tmp_path}")
+        return Deployment(zygote, model(model_name, seed), path, config or {}, connector)
+
+    return make

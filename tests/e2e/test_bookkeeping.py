@@ -1,0 +1,279 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The scheduler's side by itself: what it asks of the store, and what it has loaded and saved."""
+
+from __future__ import annotations
+
+import hashlib
+from types import SimpleNamespace
+
+import pytest
+from support import BLOCK, ENGINE, RATIO, geometry
+from ucm.integration.vllm.messages import StepResult
+from ucm.integration.vllm.scheduler import NULL_BLOCK, Policy, SchedulerSide
+
+
+class Request:
+    def __init__(self, name: str, tokens: int):
+        self.request_id = name
+        self.num_tokens = self.num_prompt_tokens = tokens
+        self.block_hashes: list[bytes] = []
+        self.extend(0)
+
+    def extend(self, tokens: int) -> None:
+        self.num_tokens += tokens
+        for i in range(len(self.block_hashes), self.num_tokens // ENGINE):
+            self.block_hashes.append(hashlib.sha256(f"{self.request_id} {i}".encode()).digest())
+
+    def key(self, position: int) -> bytes:
+        return self.block_hashes[(position + 1) * RATIO - 1][:16]
+
+
+class FakeStore:
+    """Knows keys and the tier of each."""
+
+    def __init__(self):
+        self.tiers: dict[bytes, int] = {}
+        self.lookups = 0
+        self.error: OSError | None = None
+
+    def lookup(self, keys: bytes) -> bytes:
+        self.lookups += 1
+        if self.error:
+            raise self.error
+        return bytes(self.tiers.get(keys[i:i + 16], 0) for i in range(0, len(keys), 16))
+
+    def put(self, request: Request, positions, tier: int = 2) -> None:
+        self.tiers.update({request.key(p): tier for p in positions})
+
+
+class Scheduler:
+    """Plays vLLM's scheduler for one or more requests."""
+
+    def __init__(self, **policy):
+        self.store = FakeStore()
+        self.side = SchedulerSide(geometry(), self.store, Policy(**{"loads": True, "saves": True,
+                                                                  "asynchronous": False, **policy}))
+        self.blocks: dict[str, list[int]] = {}
+        self.free = 1
+
+    def admit(self, request: Request, local: int = 0) -> int:
+        tokens = self.side.match(request, local).tokens
+        count = -(-request.num_tokens // ENGINE)
+        self.blocks[request.request_id] = list(range(self.free, self.free + count))
+        self.free += count
+        self.side.admitted(request, self.blocks[request.request_id], tokens)
+        return local + tokens
+
+    def step(self, *, new=(), running=(), resumed=(), preempted=()):
+        """Each of new and running: request, tokens computed before, tokens scheduled."""
+        cached = [*running, *resumed]
+        return self.side.step(SimpleNamespace(
+            preempted_req_ids={r.request_id for r in preempted},
+            num_scheduled_tokens={r.request_id: n for r, _, n in [*new, *cached]},
+            total_num_scheduled_tokens=sum(n for _, _, n in [*new, *cached]),
+            scheduled_new_reqs=[SimpleNamespace(req_id=r.request_id, block_ids=(self.blocks[r.request_id],),
+                                                num_computed_tokens=c) for r, c, _ in new],
+            scheduled_cached_reqs=SimpleNamespace(
+                req_ids=[r.request_id for r, _, _ in cached],
+                resumed_req_ids={r.request_id for r, _, _ in resumed},
+                new_block_ids=[None] * len(running) + [(self.blocks[r.request_id],) for r, _, _ in resumed],
+                num_computed_tokens=[c for _, c, _ in cached])))
+
+
+def saved(step) -> dict[str, range]:
+    return {s.req_id: range(s.first, s.first + len(s)) for s in step.saves}
+
+
+def test_a_waiting_request_is_looked_up_once():
+    s, r = Scheduler(), Request("a", 1000)
+    s.store.put(r, range(3))
+    assert [s.side.match(r, 0).tokens for _ in range(200)] == [3 * BLOCK] * 200
+    assert s.store.lookups == 1
+    assert [s.side.match(r, 0).first_time for _ in range(2)] == [False, False]
+
+
+def test_it_is_looked_up_again_when_it_has_grown_and_after_admission():
+    s, r = Scheduler(), Request("a", 1000)
+    s.admit(r)
+    r.extend(200)
+    s.store.put(r, range(9))
+    assert s.side.match(r, 0).tokens == 9 * BLOCK
+    s.admit(r)
+    s.store.tiers.clear()
+    assert s.side.match(r, 0).tokens == 0
+    assert s.store.lookups == 3
+
+
+def test_a_failing_store_is_a_miss(caplog):
+    s, r = Scheduler(), Request("a", 1000)
+    s.store.error = OSError(5, "broken")
+    assert s.side.match(r, 0).tokens == 0
+    r.extend(BLOCK)
+    assert s.side.match(r, 0).tokens == 0
+    assert s.store.lookups == 2
+
+
+def test_figures_of_the_log_line():
+    s, r = Scheduler(), Request("a", 1000)
+    s.store.put(r, range(5))
+    hit = s.side.match(r, 2 * BLOCK)
+    assert (hit.total, hit.engine, hit.external) == (7, 2, 3)
+    hit = s.side.match(Request("none", 1000), BLOCK + ENGINE)
+    assert (hit.total, hit.engine, hit.external) == (7, 1, 0)
+
+
+def test_one_token_is_left_to_compute():
+    s, r = Scheduler(), Request("a", 4 * BLOCK)
+    s.store.put(r, range(4))
+    assert s.admit(r) == 4 * BLOCK - 1
+    (load,) = s.step(new=[(r, 4 * BLOCK - 1, 1)]).loads
+    assert (load.first, len(load), len(load.blocks)) == (0, 4, 4 * RATIO)
+
+
+def test_a_whole_hit_is_not_saved_again():
+    s, r = Scheduler(), Request("a", 4 * BLOCK)
+    s.store.put(r, range(4))
+    computed = s.admit(r)
+    assert saved(s.step(new=[(r, computed, 1)])) == {}
+
+
+def test_blocks_shared_with_another_request_are_not_written():
+    s, r = Scheduler(), Request("a", 1000)
+    s.store.put(r, range(5))
+    local = 2 * BLOCK + 3 * ENGINE
+    s.admit(r, local)
+    (load,) = s.step(new=[(r, 5 * BLOCK, 100)]).loads
+    blocks = s.blocks["a"]
+    assert (load.first, len(load), load.skip) == (2, 3, 3)
+    assert list(load.blocks) == [NULL_BLOCK] * 3 + blocks[2 * RATIO + 3:5 * RATIO]
+    assert load.keys == b"".join(map(r.key, range(2, 5)))
+
+
+def test_tiers_add_up_to_the_tokens_loaded():
+    s, r = Scheduler(), Request("a", 5 * BLOCK)
+    s.store.put(r, range(2), tier=1)
+    s.store.put(r, range(2, 5), tier=2)
+    local = ENGINE
+    tokens = s.admit(r, local) - local
+    assert s.side.tiers_of(r, tokens) == (2 * BLOCK - ENGINE, 3 * BLOCK - 1)
+    s = Scheduler(dram=False)
+    assert s.side.tiers_of(r, tokens) == (0, tokens)
+
+
+def test_chunked_prefill_saves_each_full_block_once():
+    s, r = Scheduler(), Request("a", 1000)
+    s.admit(r)
+    first = s.step(new=[(r, 0, 300)])
+    assert saved(first) == {"a": range(0, 2)}
+    assert first.saves[0].keys == r.key(0) + r.key(1)
+    assert list(first.saves[0].blocks) == s.blocks["a"][:2 * RATIO]
+    assert saved(s.step(running=[(r, 300, 50)])) == {}
+    assert saved(s.step(running=[(r, 350, 650)])) == {"a": range(2, 7)}
+
+
+def test_generated_tokens_are_saved_when_their_block_is_full():
+    s, r = Scheduler(), Request("a", BLOCK - 1)
+    s.admit(r)
+    assert saved(s.step(new=[(r, 0, BLOCK - 1)])) == {}
+    r.extend(1)
+    assert saved(s.step(running=[(r, BLOCK - 1, 1)])) == {"a": range(0, 1)}
+
+
+def test_guessed_tokens_are_not_saved():
+    s, r = Scheduler(prompt_only=True), Request("a", BLOCK - 1)
+    s.admit(r)
+    s.step(new=[(r, 0, BLOCK - 1)])
+    r.extend(1)
+    assert saved(s.step(running=[(r, BLOCK - 1, 4)])) == {}
+
+
+def test_blocks_in_the_engine_but_not_in_the_store_are_saved():
+    s, r = Scheduler(), Request("a", 1000)
+    s.store.put(r, range(1))
+    s.admit(r, 3 * BLOCK)
+    assert saved(s.step(new=[(r, 3 * BLOCK, 1000 - 3 * BLOCK)])) == {"a": range(1, 7)}
+
+
+def test_what_another_connector_loads_is_not_saved():
+    s, r = Scheduler(), Request("a", 1000)
+    s.admit(r)
+    assert saved(s.step(new=[(r, 3 * BLOCK, 300)])) == {}
+    assert saved(s.step(running=[(r, 3 * BLOCK + 300, 316)])) == {"a": range(3, 7)}
+
+
+def test_after_a_failed_load_the_lost_blocks_are_saved_again():
+    s, r = Scheduler(), Request("a", 1000)
+    s.store.put(r, range(6))
+    assert s.admit(r) == 6 * BLOCK
+    step = s.step(new=[(r, 6 * BLOCK, 232)])
+    assert saved(step) == {"a": range(6, 7)}
+    s.side.heard(StepResult("here", {"a": 2}, spoilt=step.seq))
+    again = s.step(running=[(r, 2 * BLOCK, 1000 - 2 * BLOCK)])
+    assert again.acked == step.seq
+    assert saved(again) == {"a": range(2, 7)}
+
+
+def test_saves_that_a_failed_load_spoilt_are_made_up_for():
+    """Requests computed beside the one whose load failed."""
+    s, bad, good = Scheduler(), Request("bad", 1000), Request("good", 1000)
+    s.store.put(bad, range(6))
+    s.admit(bad), s.admit(good)
+    step = s.step(new=[(bad, 6 * BLOCK, 232), (good, 0, 600)])
+    ahead = s.step(running=[(good, 600, 100)])  # scheduled before the failure was known
+    assert saved(step)["good"] == range(0, 4) and saved(ahead)["good"] == range(4, 5)
+    s.side.heard(StepResult("here", {"bad": 0}, spoilt=step.seq))
+    assert saved(s.step(running=[(good, 700, 100)]))["good"] == range(0, 6)
+
+
+def test_a_block_that_failed_is_not_tried_again_by_the_same_request():
+    s, r = Scheduler(), Request("a", 1000)
+    s.store.put(r, range(6))
+    s.admit(r)
+    s.side.heard(StepResult("here", {"a": 2}))
+    computed = s.admit(r)
+    assert computed == 2 * BLOCK
+    # The store may not have noticed yet, and still say that it has them.
+    assert saved(s.step(new=[(r, computed, 1000 - computed)])) == {"a": range(2, 7)}
+
+
+def test_a_preempted_request_finds_what_it_has_saved():
+    s, r = Scheduler(), Request("a", 1000)
+    s.admit(r)
+    s.step(new=[(r, 0, 1000)])
+    s.store.put(r, range(7), tier=1)
+    step = s.step(preempted=[r])
+    assert step.preempted == {"a"}
+    computed = s.admit(r)
+    assert computed == 7 * BLOCK
+    step = s.step(resumed=[(r, computed, 1000 - computed)])
+    assert saved(step) == {} and len(step.loads) == 1
+
+
+def test_blocks_are_kept_only_while_a_save_may_read_them():
+    s, saving, idle, preempted = Scheduler(), Request("a", 1000), Request("b", 100), Request("c", 1000)
+    for r in (saving, idle, preempted):
+        s.admit(r)
+    s.step(new=[(saving, 0, 1000), (idle, 0, 100), (preempted, 0, 1000)])
+    s.step(preempted=[preempted])
+    assert [s.side.finished(r) for r in (saving, idle, preempted)] == [True, False, False]
+    assert s.step().held == {"a"}
+    assert s.step().held == frozenset()
+    assert s.side.finished(saving) is False
+
+
+@pytest.mark.parametrize("policy, tokens, saves", [
+    ({"saves": False}, 2 * BLOCK, {}),
+    ({"loads": False}, 0, {"a": range(2, 7)}),
+    ({"persist_token_threshold": 1001}, 0, {}),
+    ({"persist_token_threshold": 1000}, 2 * BLOCK, {"a": range(2, 7)}),
+    ({"load_tokens_threshold": 2 * BLOCK + 1}, 0, {"a": range(2, 7)}),
+    ({"hit_ratio": 0.2}, BLOCK, {"a": range(2, 7)}),
+])
+def test_policy(policy, tokens, saves):
+    s, r = Scheduler(**policy), Request("a", 1000)
+    s.store.put(r, range(2))
+    computed = s.admit(r)
+    assert computed == tokens
+    step = s.step(new=[(r, computed, 1000 - computed)])
+    assert len(step.loads) == (tokens > 0)
+    assert saved(step) == saves

@@ -1,0 +1,298 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A real vLLM with ucm: what it stores is found by the next process, and never changes a token."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+from models import prompt
+from support import BLOCK, hits, tokens
+
+# A plain one; a whole number of blocks; two that share 512 tokens; less than a block.
+PROMPTS = [prompt(2000, 1), prompt(5 * BLOCK, 2), prompt(512, 3) + prompt(500, 4), prompt(512, 3) + prompt(300, 5),
+           prompt(100, 6)]
+FULL = [len(p) // BLOCK for p in PROMPTS]
+SYNC, ASYNC = {"use_layerwise": True}, {"use_layerwise": False}
+
+
+def loaded_tokens(life) -> int:
+    return int(life.call("metrics")["vllm:external_prefix_cache_hits"])
+
+
+def restart_test(deployment, reference, prompts=PROMPTS, **options):
+    """Asks a new engine for the prompts, ends it, asks another: all full blocks are hits, all tokens right."""
+    expected = reference(prompts)
+    with deployment.life(**options) as life:
+        assert tokens([life.call("ask", [p])[0] for p in prompts]) == expected
+    with deployment.life(**options) as life:
+        assert tokens([life.call("ask", [p])[0] for p in prompts]) == expected
+        assert hits(life) == [(len(p) // BLOCK, 0, len(p) // BLOCK) for p in prompts]
+        whole = sum(len(p) % BLOCK == 0 for p in prompts)
+        assert loaded_tokens(life) == sum(len(p) // BLOCK for p in prompts) * BLOCK - whole
+
+
+@pytest.mark.parametrize("pipeline", ["Cache|Posix", "Posix"])
+@pytest.mark.parametrize("mode", [SYNC, ASYNC], ids=["sync", "async"])
+def test_restart(deploy, reference, pipeline, mode):
+    restart_test(deploy({"store_pipeline": pipeline}, **mode), reference)
+
+
+def test_prompts_sharing_a_prefix_share_blocks(deploy, reference):
+    d = deploy()
+    with d.life() as life:
+        for p in PROMPTS[2:4]:
+            assert tokens(life.call("ask", [p])) == reference([p])
+        assert hits(life)[1] == (FULL[3], 0, 4)
+
+
+def test_many_at_once(deploy, reference):
+    prompts = [prompt(300 + 70 * i, 20 + i) for i in range(8)]
+    expected = reference(prompts)
+    d = deploy(**ASYNC)
+    for _ in range(2):
+        with d.life() as life:
+            assert tokens(life.call("ask", prompts)) == expected
+    assert sorted(hits(life)) == [(len(p) // BLOCK, 0, len(p) // BLOCK) for p in prompts]
+
+
+def test_chunked_prefill(deploy, reference):
+    restart_test(deploy(), reference, max_num_batched_tokens=512, max_num_seqs=8)
+
+
+def test_small_engine_blocks(deploy, reference):
+    restart_test(deploy(chunk_tokens=BLOCK), reference, block_size=32)
+
+
+def test_processes_apart(deploy, reference):
+    """Scheduler and worker as `vllm serve` runs them."""
+    restart_test(deploy(), reference, PROMPTS[:2], environment={"VLLM_ENABLE_V1_MULTIPROCESSING": "1"})
+
+
+def test_generated_tokens_are_kept(deploy, reference):
+    """The next turn of a conversation finds the answer to the last one."""
+    p = prompt(200, 7)
+    d = deploy()
+    with d.life() as life:
+        answer = life.call("ask", [p], 200)[0]["tokens"]
+        turn = p + answer + prompt(50, 8)
+        assert tokens(life.call("ask", [turn])) == reference([turn])
+        assert hits(life)[1] == (450 // BLOCK, 0, 399 // BLOCK)
+
+
+@pytest.mark.parametrize("mode", [SYNC, ASYNC], ids=["sync", "async"])
+def test_preemption(deploy, reference, mode):
+    """More work than the engine's memory holds: requests are thrown out, come back, and load what they
+    had saved."""
+    prompts = [prompt(600, 30 + i) for i in range(6)]
+    expected = reference(prompts, tokens=200)
+    d = deploy(chunk_tokens=BLOCK, **mode)
+    with d.life(block_size=32, num_gpu_blocks_override=100, max_model_len=2048) as life:
+        assert tokens(life.call("ask", prompts, 200)) == expected
+        assert life.call("metrics")["vllm:num_preemptions"] > 0
+        assert loaded_tokens(life) == 0  # vLLM counts only the first admission
+        assert sum(external for _, _, external in hits(life)) > 0
+
+
+@pytest.mark.parametrize("mode", [SYNC, ASYNC], ids=["sync", "async"])
+def test_beside_the_engines_own_cache(deploy, reference, mode):
+    """Hits of vLLM's prefix cache that end inside one of our blocks: the rest of it is loaded, and the part
+    that other requests use is left alone."""
+    shared = prompt(5 * BLOCK, 9)
+    long = shared + prompt(2 * BLOCK + 10, 10)
+    short = shared[:BLOCK + 3 * 32 + 5] + prompt(20, 11)
+    options = {"block_size": 32, "enable_prefix_caching": True}
+    d = deploy(chunk_tokens=BLOCK, **mode)
+    with d.life(**options) as life:
+        assert tokens(life.call("ask", [long])) == reference([long])
+    with d.life(**options) as life:
+        # Not in our store beyond the first block, so the engine's cache then ends at 7 of its blocks.
+        assert tokens(life.call("ask", [short])) == reference([short])
+        assert tokens(life.call("ask", [long])) == reference([long])
+        assert hits(life)[1] == (7, 1, 6)
+        assert loaded_tokens(life) == BLOCK + (7 * BLOCK - 7 * 32)
+        assert tokens(life.call("ask", [short])) == reference([short])
+
+
+def test_latent_attention(deploy, reference):
+    prompts = PROMPTS[:2]
+    expected = reference(prompts, "mla-tiny")
+    d = deploy(model_name="mla-tiny")
+    for _ in range(2):
+        with d.life() as life:
+            assert tokens([life.call("ask", [p])[0] for p in prompts]) == expected
+    assert [external for _, _, external in hits(life)] == [len(p) // BLOCK for p in prompts]
+
+
+def test_sliding_window_beside_full_attention(deploy, reference):
+    """Two KV cache groups if the engine is let; without SupportsHMA vLLM makes them one."""
+    prompts = PROMPTS[:2]
+    expected = reference(prompts, "gemma2-tiny")
+    d = deploy(model_name="gemma2-tiny")
+    for _ in range(2):
+        with d.life() as life:
+            assert tokens([life.call("ask", [p])[0] for p in prompts]) == expected
+    assert [external for _, _, external in hits(life)] == [len(p) // BLOCK for p in prompts]
+
+
+def test_roles(deploy, reference):
+    p = PROMPTS[0]
+    d = deploy()
+    with d.life(role="kv_consumer") as life:
+        assert tokens(life.call("ask", [p])) == reference([p])
+    assert d.segments() == []
+    with d.life(role="kv_producer") as life:
+        for _ in range(2):
+            assert tokens(life.call("ask", [p])) == reference([p])
+        assert loaded_tokens(life) == 0
+    with d.life(role="kv_consumer") as life:
+        assert tokens(life.call("ask", [p])) == reference([p])
+        assert hits(life) == [(FULL[0], 0, FULL[0])]
+
+
+def test_short_prompts_can_be_left_out(deploy, reference):
+    d = deploy(persist_token_threshold=1000)
+    for _ in range(2):
+        with d.life() as life:
+            for p in PROMPTS[:2]:
+                assert tokens(life.call("ask", [p])) == reference([p])
+    assert [external for _, _, external in hits(life)] == [FULL[0], 0]
+
+
+def test_other_weights_share_nothing(deploy, reference):
+    """Two models that differ in their weights alone, on one directory, neither named by model_id."""
+    first = deploy(model_id="")
+    p = PROMPTS[0]
+    with first.life() as life:
+        assert tokens(life.call("ask", [p])) == reference([p])
+    second = deploy(seed=8, model_id="")
+    second.config = first.config
+    with second.life() as life:
+        life.call("ask", [p])
+        assert hits(life) == [(FULL[0], 0, 0)]
+    with first.life() as life:
+        assert tokens(life.call("ask", [p])) == reference([p])
+        assert hits(life) == [(FULL[0], 0, FULL[0])]
+
+
+def test_the_documented_configuration_file(deploy, reference, tmp_path):
+    """examples/ucm_config_example.yaml with the directory filled in, named as the documents name it."""
+    example = (Path(__file__).parents[2] / "examples" / "ucm_config_example.yaml").read_text()
+    d = deploy()
+    assert "/mnt/test" in example
+    path = tmp_path / "ucm.yaml"
+    path.write_text(example.replace("/mnt/test", str(d.storage)) + f"model_id: {tmp_path.name}\n")
+    d.config = {"UCM_CONFIG_FILE": str(path)}
+    restart_test(d, reference, PROMPTS[:1])
+
+
+@pytest.mark.parametrize("options, said", [
+    ({"chunk_tokens": 100}, "must be a multiple of the engine's block size"),
+    ({"use_layerwize": True}, "use_layerwise"),
+])
+def test_bad_options_end_the_start(deploy, options, said):
+    d = deploy(**options)
+    with pytest.raises(RuntimeError) as e:
+        d.life()
+    assert said in str(e.value)
+
+
+# ---- bad luck ----
+
+def flip_bytes(d, every: int) -> None:
+    """In the middle of every n-th part of the segments; blocks here are 512 KiB."""
+    for path in d.segments():
+        with open(path, "r+b") as f:
+            for offset in range(1 << 18, os.path.getsize(path), every):
+                f.seek(offset)
+                old = f.read(64)
+                f.seek(offset)
+                f.write(bytes(b ^ 0xFF for b in old))
+
+
+@pytest.mark.parametrize("pipeline, mode", [("Cache|Posix", SYNC), ("Cache|Posix", ASYNC), ("Posix", SYNC)],
+                         ids=["Cache|Posix-sync", "Cache|Posix-async", "Posix-sync"])
+def test_damaged_blocks_are_computed_again(deploy, reference, pipeline, mode):
+    prompts = PROMPTS[:2]
+    expected = reference(prompts)
+    d = deploy({"store_pipeline": pipeline}, **mode)
+    with d.life() as life:
+        assert tokens([life.call("ask", [p])[0] for p in prompts]) == expected
+    flip_bytes(d, every=4 << 20)
+    with d.life() as life:
+        assert tokens([life.call("ask", [p])[0] for p in prompts]) == expected
+        assert "could not be loaded" in life.log.read_text()
+    with d.life() as life:  # what was lost has been saved again
+        assert tokens([life.call("ask", [p])[0] for p in prompts]) == expected
+        assert [external for _, _, external in hits(life)] == FULL[:2]
+        assert "could not be loaded" not in life.log.read_text()
+
+
+@pytest.mark.parametrize("mode", [SYNC, ASYNC], ids=["sync", "async"])
+def test_damage_beside_other_requests(deploy, reference, mode):
+    """Loads fail while other requests are computed in the same steps."""
+    prompts = [prompt(700, 40 + i) for i in range(4)]
+    fresh = [prompt(700, 50 + i) for i in range(4)]
+    both = [p for pair in zip(prompts, fresh) for p in pair]
+    expected = reference(both)
+    d = deploy(**mode)
+    with d.life() as life:
+        life.call("ask", prompts)
+    flip_bytes(d, every=1 << 20)
+    with d.life() as life:
+        assert tokens(life.call("ask", both)) == expected
+        assert "could not be loaded" in life.log.read_text()
+    with d.life() as life:
+        assert tokens(life.call("ask", both)) == expected
+        assert "could not be loaded" not in life.log.read_text()
+        assert [external for _, _, external in hits(life)] == [5] * len(both)
+
+
+@pytest.mark.parametrize("mode", [SYNC, ASYNC], ids=["sync", "async"])
+def test_policy_fail(deploy, reference, mode):
+    p = PROMPTS[0]
+    d = deploy(**mode)
+    with d.life() as life:
+        life.call("ask", [p])
+    flip_bytes(d, every=1 << 20)
+    with d.life(policy="fail") as life:
+        (answer,) = life.call("ask", [p])
+        assert (answer["finish"], answer["tokens"]) == ("error", [])
+        assert tokens(life.call("ask", [PROMPTS[1]])) == reference([PROMPTS[1]])
+
+
+def test_storage_removed_while_running(deploy, reference):
+    d = deploy()
+    with d.life() as life:
+        assert tokens(life.call("ask", [PROMPTS[0]])) == reference([PROMPTS[0]])
+        shutil.rmtree(d.storage)
+        for p in PROMPTS:
+            assert tokens(life.call("ask", [p])) == reference([p])
+
+
+def test_killed_while_saving(deploy, reference):
+    """The engine dies at whatever point it is at when its bytes reach the disk; twice.  What it had not
+    written down may live on in DRAM until its successor ends; after that nothing is missing."""
+    prompts = [prompt(1500, 60 + i) for i in range(4)]
+    expected = reference(prompts)
+    d = deploy()
+    for _ in range(2):
+        before = d.newest_write()
+        life = d.life()
+        life.send("ask", prompts)
+        wait_until(lambda: d.newest_write() > before)
+        life.kill()
+    for _ in range(3):
+        with d.life() as life:
+            assert tokens(life.call("ask", prompts)) == expected
+    assert [external for _, _, external in hits(life)] == [1500 // BLOCK] * 4
+
+
+def wait_until(condition, timeout_s: float = 60) -> None:
+    end = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.002)

@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The worker's side by itself: what it holds on to, what it reports, what it must not save."""
+
+from __future__ import annotations
+
+from array import array
+
+import pytest
+from support import RATIO, geometry
+from ucm.integration.vllm.messages import Step, Transfer
+from ucm.integration.vllm.worker import WorkerSide
+
+
+class FakeTask:
+    def __init__(self, released: bool, failed=(), stuck: bool = False):
+        self.released, self.bad, self.stuck = released, list(failed), stuck
+        self.cancelled, self.waits = False, 0
+
+    def wait(self, stage, timeout_ms):
+        self.waits += 1
+        if not self.stuck:
+            self.released = True
+        if self.bad or not self.released:
+            raise OSError(110, "timed out")
+
+    def done(self, stage):
+        return self.released
+
+    def failed(self):
+        return self.bad
+
+    def cancel(self):
+        self.cancelled = True
+
+
+class FakeStore:
+    """Gives out the tasks it was told to; an exception in place of a task is raised."""
+
+    def __init__(self):
+        self.next: list = []
+        self.dumps: list[tuple] = []
+        self.loads: list[tuple] = []
+
+    def _give(self, default):
+        task = self.next.pop(0) if self.next else default
+        if isinstance(task, Exception):
+            raise task
+        return task
+
+    def dump(self, where, keys, blocks, depths):
+        task = self._give(FakeTask(released=False))
+        self.dumps.append((keys, list(blocks), list(depths), task))
+        return task
+
+    def load(self, where, keys, blocks, depths):
+        task = self._give(FakeTask(released=False))
+        self.loads.append((keys, list(blocks), list(depths), task))
+        return task
+
+
+def transfer(name: str, first: int, count: int, skip: int = 0) -> Transfer:
+    base = 1000 * (ord(name) - ord("a")) + first * RATIO
+    return Transfer(name, first, b"".join(bytes([i]) * 16 for i in range(first, first + count)),
+                    array("I", range(base, base + count * RATIO)), skip)
+
+
+class Worker:
+    def __init__(self, asynchronous=False):
+        self.store = FakeStore()
+        self.side = WorkerSide(geometry(), self.store, 1000, asynchronous, timeout_ms=10)
+        self.seq = 0
+
+    def step(self, loads=(), saves=(), acked=-1, preempted=(), held=(), idle=False):
+        """One step as vLLM drives it: what was reported."""
+        self.seq += 1
+        step = Step(self.seq, acked, list(loads), list(saves), frozenset(preempted), frozenset(held), idle)
+        self.side.preempted(step)
+        self.side.begin(step)
+        self.side.load()
+        self.side.save()
+        sent, received = self.side.transfers_done()
+        return sent, received, self.side.bad_blocks(), self.side.result()
+
+
+def test_the_saves_of_a_step_are_one_dump():
+    w = Worker()
+    w.step(saves=[transfer("a", 2, 2), transfer("b", 0, 1)])
+    ((keys, blocks, depths, task),) = w.store.dumps
+    assert len(keys) == 3 * 16 and depths == [2, 3, 0]
+    assert blocks == [*range(2 * RATIO, 4 * RATIO), *range(1000, 1000 + RATIO)]
+    assert task.waits == 0
+
+
+def test_a_finished_request_is_reported_when_its_saves_are_released():
+    w = Worker()
+    w.step(saves=[transfer("a", 0, 1)])
+    task = w.store.dumps[0][3]
+    assert w.step(held=["a", "b"])[0] == {"b"}
+    assert w.step()[0] is None
+    task.released = True
+    assert w.step()[0] == {"a"}
+    assert w.step()[0] is None
+
+
+def test_preemption_waits_for_the_saves_of_that_request():
+    w = Worker()
+    w.step(saves=[transfer("a", 0, 1)])
+    w.step(saves=[transfer("b", 0, 1)])
+    w.step(preempted=["a"])
+    assert [d[3].waits for d in w.store.dumps] == [1, 0]
+
+
+def test_memory_that_is_never_released_ends_the_engine():
+    w = Worker()
+    w.store.next = [FakeTask(released=False, stuck=True)]
+    w.step(saves=[transfer("a", 0, 1)])
+    with pytest.raises(RuntimeError, match="still holds engine memory"):
+        w.step(preempted=["a"])
+    assert w.store.dumps[0][3].cancelled
+
+
+def test_a_full_queue_drops_the_save():
+    w = Worker()
+    w.store.next = [BlockingIOError(11, "queue full")]
+    w.step(saves=[transfer("a", 0, 1)])
+    assert w.step(held=["a"])[0] == {"a"}
+
+
+def test_failed_blocks_of_each_request_from_the_first_on():
+    w = Worker()
+    w.store.next = [FakeTask(released=False, failed=[1, 4])]
+    _, received, bad, result = w.step(loads=[transfer("a", 0, 3), transfer("b", 2, 2, skip=1)])
+    assert bad == {*range(RATIO, 3 * RATIO), *range(1000 + 3 * RATIO, 1000 + 4 * RATIO)}
+    assert result.failed == {"a": 1, "b": 3} and received is None
+
+
+def test_blocks_of_others_are_not_reported():
+    w = Worker()
+    w.store.next = [FakeTask(released=False, failed=[0])]
+    _, _, bad, _ = w.step(loads=[transfer("a", 0, 1, skip=3)])
+    assert bad == {3}
+
+
+def test_nothing_is_saved_from_a_failed_load_until_the_scheduler_knows():
+    w = Worker()
+    w.store.next = [FakeTask(released=False, failed=[0])]
+    _, _, _, result = w.step(loads=[transfer("a", 0, 1)], saves=[transfer("a", 1, 1), transfer("b", 0, 1)])
+    w.step(saves=[transfer("b", 1, 1)])
+    assert w.store.dumps == [] and result.spoilt == 1
+    w.step(saves=[transfer("b", 0, 2)], acked=1)
+    assert len(w.store.dumps) == 1
+
+
+def test_a_load_that_cannot_begin_is_a_miss():
+    for asynchronous in (False, True):
+        w = Worker(asynchronous)
+        w.store.next = [BlockingIOError(11, "queue full")]
+        _, received, bad, result = w.step(loads=[transfer("a", 0, 2)])
+        assert bad == set(range(2 * RATIO)) and result.failed == {"a": 0}
+        assert received == ({"a"} if asynchronous else None)
+
+
+def test_asynchronous_loads_are_reported_one_by_one():
+    w = Worker(asynchronous=True)
+    w.step(loads=[transfer("a", 0, 2), transfer("b", 0, 2)])
+    first, second = (load[3] for load in w.store.loads)
+    second.released, second.bad = True, [1]
+    _, received, bad, result = w.step()
+    assert received == {"b"} and bad == set(range(1000 + RATIO, 1000 + 2 * RATIO)) and result.failed == {"b": 1}
+    first.released = True
+    _, received, bad, result = w.step(saves=[transfer("b", 1, 1)])
+    assert received == {"a"} and bad == set() and result is None
+    assert len(w.store.dumps) == 1  # such a failure spoils no step
+
+
+def test_an_idle_engine_sleeps_until_a_load_ends():
+    w = Worker(asynchronous=True)
+    w.step(loads=[transfer("a", 0, 1)])
+    assert w.step(idle=True)[1] == {"a"}
+    assert w.store.loads[0][3].waits == 1

@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+import pytest
+
+from ucm.config import from_extra_config
+
+NESTED = {
+    "ucm_connectors": [
+        {
+            "ucm_connector_name": "UcmPipelineStore",
+            "ucm_connector_config": {"store_pipeline": "Cache|Posix", "storage_backends": "/mnt/test"},
+        }
+    ],
+    "use_layerwise": False,
+}
+YAML = """
+ucm_connectors:
+  - ucm_connector_name: "UcmPipelineStore"
+    ucm_connector_config:
+      store_pipeline: "Cache|Posix"
+      storage_backends: "/mnt/test"
+use_layerwise: false
+"""
+
+
+def values(conf, *keys):
+    return [conf.get(key) for key in keys]
+
+
+KEYS = ("ucm_connector_name", "store_pipeline", "storage_backends", "use_layerwise")
+WANT = ["UcmPipelineStore", "Cache|Posix", "/mnt/test", "false"]
+
+
+def test_nesting_in_line():
+    assert values(from_extra_config(NESTED), *KEYS) == WANT
+
+
+def test_the_same_in_a_file(tmp_path):
+    path = tmp_path / "ucm.yaml"
+    path.write_text(YAML)
+    assert values(from_extra_config({"UCM_CONFIG_FILE": str(path)}), *KEYS) == WANT
+
+
+def test_flat_keys():
+    flat = {**NESTED["ucm_connectors"][0]["ucm_connector_config"], "use_layerwise": False}
+    assert values(from_extra_config(flat), *KEYS) == WANT
+
+
+def test_in_line_wins_over_the_file_and_the_environment_over_both(tmp_path, monkeypatch):
+    path = tmp_path / "ucm.yaml"
+    path.write_text(YAML + "timeout_ms: 1\nlookup_timeout_ms: 1\n")
+    monkeypatch.setenv("UCM_LOOKUP_TIMEOUT_MS", "3")
+    extra = {"UCM_CONFIG_FILE": str(path), "timeout_ms": 2, "lookup_timeout_ms": 2}
+    assert values(from_extra_config(extra), "use_layerwise", "timeout_ms", "lookup_timeout_ms") == ["false", "2", "3"]
+
+
+def test_lists_are_joined_and_none_is_the_default():
+    conf = from_extra_config({"storage_backends": ["/a", "/b"], "timeout_ms": None})
+    assert values(conf, "storage_backends", "timeout_ms") == ["/a:/b", "30000"]
+
+
+@pytest.mark.parametrize("nothing", [None, {}])
+def test_nothing_given_says_what_to_give(nothing):
+    with pytest.raises(ValueError, match="UCM_CONFIG_FILE.*storage_backends"):
+        from_extra_config(nothing)
+
+
+def test_missing_file_is_said_as_that():
+    with pytest.raises(FileNotFoundError, match="/nowhere/ucm.yaml"):
+        from_extra_config({"UCM_CONFIG_FILE": "/nowhere/ucm.yaml"})
+
+
+@pytest.mark.parametrize("extra, why", [
+    ({"ucm_connectors": []}, "exactly one"),
+    ({"ucm_connectors": [{}, {}]}, "exactly one"),
+    ({"ucm_connectors": {}}, "exactly one"),
+    ({"ucm_connectors": [{"ucm_connector_config": {}}]}, "ucm_connector_name is missing"),
+    ({"ucm_connectors": [{"ucm_connector_name": "x", "block_size": 1}]}, "block_size: not expected"),
+    ({"ucm_connectors": [{"ucm_connector_name": "x", "ucm_connector_config": [1]}]}, "a dict of options"),
+    ({**NESTED, "store_pipeline": "Posix"}, "store_pipeline: given twice"),
+    ({"storage_backends": ["/a:b"]}, "cannot be an item"),
+    ({"storage_backends": ["/a", ""]}, "cannot be an item"),
+])  # fmt: skip
+def test_wrong_shapes(extra, why):
+    with pytest.raises(ValueError, match=why):
+        from_extra_config(extra)
+
+
+def test_wrong_options_are_the_cores_to_refuse():
+    with pytest.raises(OSError, match="did you mean storage_backends"):
+        from_extra_config({"storage_backend": "/a"})
+    with pytest.raises(TypeError, match="storage_backends"):
+        from_extra_config({"storage_backends": {"a": 1}})

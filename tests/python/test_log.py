@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+import logging
+import os
+import subprocess
+import sys
+import threading
+
+import pytest
+
+import ucm
+
+
+class Lines:
+    """Collects log lines; wait(text) waits for one that holds text."""
+
+    def __init__(self):
+        self.lines, self.more = [], threading.Condition()
+
+    def __call__(self, level, line):
+        with self.more:
+            self.lines.append((level, line))
+            self.more.notify_all()
+
+    def wait(self, text):
+        with self.more:
+            assert self.more.wait_for(lambda: any(text in line for _, line in self.lines), 30), self.lines
+            return next(entry for entry in self.lines if text in entry[1])
+
+
+class Handler(logging.Handler):
+    def __init__(self, lines):
+        super().__init__()
+        self.out = lines
+
+    def emit(self, record):
+        self.out(record.levelno, record.getMessage())
+
+
+@pytest.fixture
+def log_to():
+    before = ucm._log._sink, ucm._log._level
+    yield ucm.log_to
+    ucm.log_to(*before)
+
+
+def say():
+    """Makes the core log a warning: an obsolete option."""
+    ucm.Conf({"posix_gc_enable": True})
+
+
+def test_lines_arrive_in_logging():
+    lines = Lines()
+    handler = Handler(lines)
+    logging.getLogger("ucm").addHandler(handler)
+    try:
+        say()
+        assert lines.wait("posix_gc_enable")[0] == logging.WARNING
+    finally:
+        logging.getLogger("ucm").removeHandler(handler)
+
+
+def test_lines_go_to_a_callable(log_to):
+    lines = Lines()
+    log_to(lines, ucm.INFO)
+    say()
+    assert lines.wait("posix_gc_enable")[0] == ucm.WARN
+
+
+def test_the_sink_may_use_ucm_and_fail(log_to, capfd):
+    """It runs outside the core: what the core forbids its own sink is allowed here."""
+    lines = Lines()
+
+    def sink(level, line):
+        lines(level, line)
+        ucm.Store({"store_pipeline": "Fake", "block_size": 8}).close()
+        raise RuntimeError("as handlers do")
+
+    log_to(sink)
+    say()
+    lines.wait("posix_gc_enable")
+    lines.lines.clear()
+    say()
+    lines.wait("posix_gc_enable")
+    assert "RuntimeError: as handlers do" in capfd.readouterr().err
+
+
+def test_level_holds_lines_back(log_to):
+    lines = Lines()
+    log_to(lines, "error")
+    say()
+    log_to(lines, "warn")
+    ucm.Conf({"posix_gc_concurrency": 1})
+    lines.wait("posix_gc_concurrency")
+    assert not any("posix_gc_enable" in line for _, line in lines.lines)
+
+
+@pytest.mark.parametrize("bad", [("x", 1), (print, "loud"), (print, 4), (print, None)])
+def test_wrong_arguments(bad):
+    with pytest.raises((TypeError, ValueError)):
+        ucm.log_to(*bad)
+
+
+def run(code, **env):
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, env={**os.environ, **env}, cwd="/"
+    )
+
+
+def test_none_is_standard_error():
+    r = run("import ucm; ucm.log_to(None, 1); ucm.Conf({'posix_gc_enable': True})")
+    assert r.returncode == 0 and "posix_gc_enable" in r.stderr
+
+
+def test_the_last_lines_before_exit_arrive():
+    r = run("import logging; logging.basicConfig(); import ucm; ucm.Conf({'posix_gc_enable': True})")
+    assert r.returncode == 0 and "WARNING:ucm:" in r.stderr and "posix_gc_enable" in r.stderr
+
+
+def test_level_from_the_environment():
+    code = "import logging; logging.basicConfig(); import ucm; ucm.Conf({'posix_gc_enable': True})"
+    assert run(code, UC_LOGGER_LEVEL="error").stderr == ""
+    assert "UC_LOGGER_LEVEL" in run(code, UC_LOGGER_LEVEL="loud").stderr
+
+
+def test_no_thread_before_the_core_is_used():
+    r = run("import ucm, threading; print(threading.active_count()); ucm.Conf(); print(threading.active_count())")
+    assert r.stdout.split() == ["1", "2"]

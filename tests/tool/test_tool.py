@@ -1,0 +1,225 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The program ucm as a user meets it: what it prints, its exit statuses, its errors.
+usage: test_tool.py UCM MAKE_STORE OPTIONS_MD [unittest arguments]"""
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import unittest
+from pathlib import Path
+
+UCM, MAKE_STORE, OPTIONS_MD = (Path(p).resolve() for p in sys.argv[1:4])
+GOOD, BAD, CANNOT = 0, 1, 2
+BLOCKS, HEADER, BLOCK = 20, 4096, 65536
+
+
+def ucm(*words):
+    env = dict(os.environ, UC_LOGGER_LEVEL="error")
+    return subprocess.run([UCM, *map(str, words)], capture_output=True, text=True, env=env, timeout=120)
+
+
+class Tool(unittest.TestCase):
+    def ends(self, done, status, out="", err=""):
+        said = f"{done.args}: status {done.returncode}\n{done.stdout}\n{done.stderr}"
+        self.assertEqual(done.returncode, status, said)
+        self.assertIn(out, done.stdout, said)
+        self.assertIn(err, done.stderr, said)
+        return done
+
+
+class Words(Tool):
+    def test_no_verb_prints_the_verbs_and_fails(self):
+        self.ends(ucm(), CANNOT, err="verify")
+
+    def test_help_lists_every_verb(self):
+        for verb in ("bench", "ls", "stat", "verify", "help"):
+            self.ends(ucm("help"), GOOD, out=f"\n  {verb} ")
+            self.ends(ucm("help", verb), GOOD, out=f"usage: ucm {verb}")
+
+    def test_help_as_an_option_is_the_same_text(self):
+        self.assertEqual(ucm("ls", "--help").stdout, ucm("help", "ls").stdout)
+        self.assertEqual(ucm("--help").stdout, ucm("help").stdout)
+
+    def test_version(self):
+        self.ends(ucm("--version"), GOOD, out="ucm 0.")
+
+    def test_unknown_verb_names_the_nearest(self):
+        self.ends(ucm("verfy", "."), CANNOT, err="did you mean `ucm verify`?")
+        self.ends(ucm("help", "bnch"), CANNOT, err="did you mean `ucm bench`?")
+        self.ends(ucm("xylophone"), CANNOT, err="see `ucm help`")
+
+    def test_unknown_option_names_the_nearest(self):
+        self.ends(ucm("ls", "--jsno", "."), CANNOT, err="no option --jsno; did you mean --json?")
+        self.ends(ucm("ls", "--frobnicate", "."), CANNOT, err="no option --frobnicate; see `ucm help ls`")
+
+    def test_option_without_its_value(self):
+        self.ends(ucm("bench", "--block"), CANNOT, err="--block needs a value")
+
+    def test_values_that_do_not_parse(self):
+        for value in ("", "4Q", "64K,", "64K;1M", "-1", "99999999999T"):
+            self.ends(ucm("bench", f"--block={value}"), CANNOT, err=f"--block {value}: not a SIZE")
+
+    def test_operands_missing_or_too_many(self):
+        self.ends(ucm("ls"), CANNOT, err="something is missing")
+        self.ends(ucm("ls", "a", "b"), CANNOT, err="too many words")
+
+    def test_output_that_cannot_be_written_is_an_error(self):
+        with open("/dev/full", "w") as full:
+            done = subprocess.run([UCM, "help"], stdout=full, stderr=subprocess.PIPE, text=True)
+        self.assertEqual(done.returncode, CANNOT)
+        self.assertIn("No space left", done.stderr)
+
+
+class Options(Tool):
+    def test_every_option_is_shown_with_owner_and_default(self):
+        done = self.ends(ucm("help", "options"), GOOD, out="\nstore\n")
+        self.assertIn("store_pipeline  (", done.stdout)
+
+    def test_docs_are_what_the_tables_say(self):
+        now = ucm("help", "options", "--markdown").stdout
+        self.assertEqual(OPTIONS_MD.read_text(), now, "docs/options.md is not what the option tables say: run `make docs`")
+
+
+class Errors(Tool):
+    def test_a_directory_that_is_not_there(self):
+        for verb in ("ls", "stat", "verify"):
+            self.ends(ucm(verb, "/nowhere/at/all"), CANNOT, err="ucm: /nowhere/at/all: No such file")
+
+    def test_a_file_in_its_place(self):
+        self.ends(ucm("ls", UCM), CANNOT, err="not a directory")
+
+    def test_a_directory_of_something_else(self):
+        with tempfile.TemporaryDirectory() as folder:
+            for verb in ("ls", "stat", "verify"):
+                self.ends(ucm(verb, folder), CANNOT, err="not a storage backend of ucm")
+
+
+class Store(Tool):
+    def setUp(self):
+        self.temporary = tempfile.TemporaryDirectory()
+        self.addCleanup(self.temporary.cleanup)
+        self.dir = Path(self.temporary.name)
+        subprocess.run([MAKE_STORE, self.dir, str(BLOCKS)], check=True)
+
+    def blocks(self):
+        return json.loads(ucm("ls", "--blocks", "--json", self.dir).stdout)["blocks"]
+
+    def damage(self, at, value):
+        """Changes a byte of slot 0 of segment 0; returns the key that was there."""
+        segment = next(self.dir.glob("ucm/*/*/seg-000000"))
+        with open(segment, "r+b") as file:
+            file.seek(at)
+            old = file.read(1)[0]
+            file.seek(at)
+            file.write(bytes([old ^ value]))
+        return next(b["key"] for b in self.blocks() if b["segment"] == 0 and b["slot"] == 0)
+
+    def test_ls(self):
+        lanes = json.loads(self.ends(ucm("ls", "--json", self.dir), GOOD).stdout)["lanes"]
+        self.assertEqual(len(lanes), 1)
+        lane = lanes[0]
+        self.assertEqual((lane["state"], lane["rank"], lane["ranks"]), ("dead", 0, 1))
+        self.assertEqual((lane["blocks"], lane["block_size"]), (BLOCKS, BLOCK))
+        self.assertTrue((self.dir / "ucm" / lane["namespace"] / lane["lane"]).is_dir())
+        self.assertGreaterEqual(lane["slots"], BLOCKS)
+        self.assertGreaterEqual(lane["bytes"], BLOCKS * (HEADER + BLOCK))
+        self.ends(ucm("ls", self.dir), GOOD, out="64 KiB")
+
+    def test_ls_of_blocks(self):
+        blocks = self.blocks()
+        wanted = {f"{i:04x}" + 28 * "0": i for i in range(BLOCKS)}
+        self.assertEqual({b["key"]: b["depth"] for b in blocks}, wanted)
+        self.assertEqual(len({(b["segment"], b["slot"]) for b in blocks}), BLOCKS)
+
+    def test_stat(self):
+        stat = json.loads(self.ends(ucm("stat", "--json", self.dir), GOOD).stdout)
+        self.assertEqual((stat["namespaces"], stat["lanes"], stat["live"], stat["blocks"]), (1, 1, 0, BLOCKS))
+        self.assertIn("tests of the tool", stat["by_namespace"][0]["text"])
+        self.assertEqual(stat["by_namespace"][0]["shard_size"], BLOCK // 4)
+        self.ends(ucm("stat", self.dir), GOOD, out="tests of the tool")
+
+    def test_bytes_are_what_the_disk_says(self):
+        files = [p for p in self.dir.rglob("*") if p.is_file()]
+        stat = json.loads(ucm("stat", "--json", self.dir).stdout)
+        on_disk = sum(p.stat().st_blocks * 512 for p in files if p.name.startswith(("seg-", "journal")))
+        self.assertEqual(stat["bytes"], on_disk)
+
+    def test_verify_good(self):
+        self.ends(ucm("verify", self.dir), GOOD, out=f"{BLOCKS} blocks")
+        done = json.loads(ucm("verify", "--json", self.dir).stdout)
+        self.assertEqual((done["blocks"], done["bad"], done["unreadable"]), (BLOCKS, 0, 0))
+
+    def test_verify_names_a_block_with_a_flipped_bit(self):
+        for at in (HEADER, HEADER + BLOCK // 2, HEADER + BLOCK - 1, 8):
+            with self.subTest(at=at):
+                key = self.damage(at, 0x10)
+                self.ends(ucm("verify", self.dir), BAD, out=key)
+                done = json.loads(ucm("verify", "--json", self.dir).stdout)
+                self.assertEqual([b["key"] for b in done["bad_blocks"]], [key])
+                self.assertEqual((done["blocks"], done["bad"]), (BLOCKS, 1))
+                self.damage(at, 0x10)
+                self.ends(ucm("verify", self.dir), GOOD)
+
+    def test_verify_of_a_truncated_segment(self):
+        segment = next(self.dir.glob("ucm/*/*/seg-000000"))
+        os.truncate(segment, HEADER + BLOCK + HEADER)
+        done = self.ends(ucm("verify", "--json", self.dir), BAD)
+        self.assertEqual(json.loads(done.stdout)["bad"], BLOCKS - 1)
+
+    def test_looking_changes_nothing(self):
+        def state():
+            return {p: (p.stat().st_mtime_ns, p.stat().st_size) for p in self.dir.rglob("*")}
+        before = state()
+        for words in (("ls", "--blocks"), ("stat",), ("verify",)):
+            ucm(*words, self.dir)
+        self.assertEqual(state(), before)
+
+
+class Bench(Tool):
+    def setUp(self):
+        self.temporary = tempfile.TemporaryDirectory()
+        self.addCleanup(self.temporary.cleanup)
+        self.dir = Path(self.temporary.name)
+
+    def bench(self, *words):
+        return ucm("bench", "--dir", self.dir, "--no-fio", "--repeat", 1, *words)
+
+    def test_moves_blocks_and_leaves_nothing(self):
+        done = self.ends(self.bench("--ops", "dump,load", "--block", "64K,96K", "--total", "4M", "--json"), GOOD)
+        rows = json.loads(done.stdout)["storage"]
+        self.assertEqual([(r["op"], r["block"]) for r in rows],
+                         [("dump", 65536), ("load", 65536), ("dump", 98304), ("load", 98304)])
+        self.assertTrue(all(r["gbps"] > 0 and r["fio_ratio"] is None for r in rows))
+        self.assertEqual(list(self.dir.iterdir()), [])
+
+    def test_shards_and_lookups(self):
+        done = self.ends(self.bench("--ops", "load,lookup", "--block", "64K", "--shards", 16, "--total", "2M",
+                                    "--count", 300, "--keys", "1,128,1024", "--json"), GOOD)
+        said = json.loads(done.stdout)
+        self.assertEqual(len(said["storage"]), 1)
+        self.assertEqual([(r["blocks"], r["keys"]) for r in said["lookup"]], [(300, 1), (300, 128)])
+        self.assertEqual(said["restart"][0]["blocks"], 300)
+
+    def test_dram(self):
+        done = self.ends(self.bench("--ops", "hot", "--block", "64K", "--shards", 16, "--total", "2M", "--json"), GOOD)
+        rows = json.loads(done.stdout)["dram"]
+        self.assertEqual([r["block"] for r in rows], [65536])
+        self.assertTrue(all(r["gbps"] > 0 and r["memcpy_ratio"] > 0 for r in rows))
+
+    def test_a_pipeline_that_keeps_nothing_cannot_be_loaded_from(self):
+        done = self.bench("--ops", "load", "--pipeline", "Empty", "--block", "64K", "--total", "1M")
+        self.ends(done, CANNOT, err="blocks could not be loaded")
+
+    def test_errors_name_the_option(self):
+        self.ends(self.bench("--set", "posix_capcity_gb=1", "--ops", "dump"), CANNOT, err="posix_capacity_gb")
+        self.ends(self.bench("--set", "nothing", "--ops", "dump"), CANNOT, err="not KEY=VALUE")
+        self.ends(self.bench("--ops", "dmp"), CANNOT, err='no op "dmp"')
+        self.ends(self.bench("--block", "100"), CANNOT, err="--block 100")
+        self.ends(self.bench("--pipeline", "Psix", "--ops", "dump"), CANNOT, err="Psix")
+        self.ends(ucm("bench", "--dir", "/nowhere"), CANNOT, err="--dir /nowhere: No such file")
+        self.assertEqual(list(self.dir.iterdir()), [])
+
+
+if __name__ == "__main__":
+    unittest.main(argv=[sys.argv[0], *sys.argv[4:]])

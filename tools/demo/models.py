@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Small random models, made locally with fixed seeds: no download, no tokenizer (prompts are token ids)."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+VOCABULARY = 4096
+COMMON = {"vocab_size": VOCABULARY, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2,
+          "max_position_embeddings": 32768, "tie_word_embeddings": False}
+TINY = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 4}
+MODELS = {
+    # 75 M parameters: a prompt of 6000 tokens costs seconds on two cores
+    "llama-75m": ("LlamaConfig", {"hidden_size": 768, "intermediate_size": 2304, "num_hidden_layers": 10,
+                                  "num_attention_heads": 12, "num_key_value_heads": 4, "head_dim": 64}),
+    "llama-tiny": ("LlamaConfig", {**TINY, "num_attention_heads": 8, "num_key_value_heads": 4,
+                                   "head_dim": 32}),
+    # multi-head latent attention
+    "mla-tiny": ("DeepseekV2Config", {
+        **TINY, "moe_intermediate_size": 128, "num_attention_heads": 16, "num_key_value_heads": 16,
+        "n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2, "first_k_dense_replace": 1,
+        "kv_lora_rank": 512, "q_lora_rank": None, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64,
+        "v_head_dim": 128, "n_group": 1, "topk_group": 1, "topk_method": "greedy"}),
+    # full and sliding-window attention: two KV cache groups, if the engine is let
+    "gemma2-tiny": ("Gemma2Config", {**TINY, "num_attention_heads": 8, "num_key_value_heads": 4,
+                                     "head_dim": 64, "sliding_window": 256, "tie_word_embeddings": True}),
+}
+
+
+def make(name: str, directory: Path, seed: int = 7) -> Path:
+    """Writes the model, unless it is there already; returns its directory."""
+    target = directory / (name if seed == 7 else f"{name}-{seed}")
+    if (target / "complete").exists():
+        return target
+    import torch
+    import transformers
+
+    class_name, values = MODELS[name]
+    config = getattr(transformers, class_name)(**{**COMMON, **values})
+    with torch.device("meta"):
+        model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model = model.to_empty(device="cpu")
+    model.tie_weights()
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter_name, parameter in model.named_parameters():
+            # A wide spread keeps the largest logit well apart from the second.
+            if parameter.ndim >= 2:
+                parameter.normal_(0, 0.05, generator=generator)
+            else:
+                parameter.fill_(0.0 if "gemma" in name or parameter_name.endswith("bias") else 1.0)
+    model.to(torch.bfloat16).save_pretrained(target, safe_serialization=True)
+    (target / "generation_config.json").write_text(json.dumps({"eos_token_id": 1}))
+    (target / "complete").touch()
+    return target
+
+
+def prompt(tokens: int, seed: int) -> list[int]:
+    generator = random.Random(seed)
+    return [generator.randrange(3, VOCABULARY) for _ in range(tokens)]

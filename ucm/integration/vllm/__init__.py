@@ -1,0 +1,9 @@
+# SPDX-License-Identifier: Apache-2.0
+"""vLLM's KV connector.  The class is ``ucm.integration.vllm.ucm_connector.UCMConnector``.
+
+``ucm_connector``  the interface vLLM calls, split by role
+``scheduler``      which blocks of a request to load and to save: bookkeeping, no data
+``worker``         loads and dumps against the engine's tensors
+``geometry``       what both must agree on: sizes, the namespace, what is not supported
+``messages``       what one side sends the other
+"""

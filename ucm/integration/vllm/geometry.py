@@ -1,0 +1,211 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the scheduler and its workers must agree on, computed by both from vLLM's own configuration.
+
+The scheduler has no tensors, so sizes come from the KV cache specs; a worker checks them against its
+tensors.  The namespace text names everything but the key that changes a block's bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from vllm.v1.kv_cache_interface import FullAttentionSpec, UniformTypeKVCacheSpecs
+
+if TYPE_CHECKING:
+    from vllm.config import ModelConfig, VllmConfig
+    from vllm.v1.kv_cache_interface import AttentionSpec, KVCacheConfig
+
+RANDOM_SEED = "random"  # of block hashes: they differ from process to process
+
+
+class Unsupported(ValueError):
+    """This engine configuration cannot be served; the text says what and what to do."""
+
+
+@dataclass(frozen=True)
+class Geometry:
+    engine_tokens: int  # in an engine block
+    ratio: int  # engine blocks in a block of the store
+    layers: tuple[str, ...]  # one shard each, in this order
+    page_order: str  # of heads, tokens and content within an engine block: "HNC" or "NHC"
+    shard_size: int
+    block_size: int
+    namespace: str
+    hash_seed: str
+
+    @property
+    def block_tokens(self) -> int:
+        return self.engine_tokens * self.ratio
+
+
+def derive(vllm_config: VllmConfig, kv_cache_config: KVCacheConfig, chunk_tokens: int,
+           model_id: str) -> Geometry:
+    _check_supported(vllm_config, kv_cache_config)
+    group = kv_cache_config.kv_cache_groups[0]
+    spec = _uniform_spec(group.kv_cache_spec)
+    ratio = _ratio(spec.block_size, chunk_tokens)
+    shard_size = spec.real_page_size_bytes * ratio
+    page_order = _page_order(kv_cache_config)
+    algorithm = str(vllm_config.cache_config.prefix_caching_hash_algo)
+    seed = _hash_seed(algorithm)
+    model = vllm_config.model_config
+    parallel = vllm_config.parallel_config
+    identity = {
+        "engine": "vllm",
+        "model": model_id or _model_identity(model),
+        "dtype": str(model.dtype),
+        "quantization": str(model.quantization),
+        "kv_dtype": f"{vllm_config.cache_config.cache_dtype} {spec.dtype}",
+        "block_tokens": spec.block_size * ratio,
+        "engine_block_tokens": spec.block_size,
+        "layers": len(group.layer_names),
+        "layer_names": _digest(group.layer_names),
+        "kv_heads": spec.num_kv_heads,
+        "head_size": spec.head_size,
+        "layer_bytes": spec.real_page_size_bytes,
+        "layout": f"{page_order} {_packing(vllm_config)}",
+        "tp": parallel.tensor_parallel_size,
+        "pp": parallel.pipeline_parallel_size,
+        "hash": f"{algorithm} {seed}",
+    }
+    return Geometry(
+        engine_tokens=spec.block_size,
+        ratio=ratio,
+        layers=tuple(group.layer_names),
+        page_order=page_order,
+        shard_size=shard_size,
+        block_size=shard_size * len(group.layer_names),
+        namespace=json.dumps(identity, sort_keys=True, separators=(",", ":")),
+        hash_seed=seed,
+    )
+
+
+def check_tensors(geometry: Geometry, tensors: list[torch.Tensor], nshards: int, layer_bytes: int) -> None:
+    """The worker's tensors are what the specs promised, or the engine must not start: blocks would be
+    stored under the name of another layout."""
+    if nshards != len(geometry.layers) or layer_bytes * geometry.ratio != geometry.shard_size:
+        raise Unsupported(
+            f"the KV cache tensors hold {nshards} layers of {layer_bytes} bytes for {geometry.engine_tokens} "
+            f"tokens, vLLM's KV cache specs say {len(geometry.layers)} of "
+            f"{geometry.shard_size // geometry.ratio}: this attention backend is not supported yet")
+    for t in tensors:
+        if t.dim() == 4 and t.shape[1] > 1 and t.shape[2] > 1:
+            order = "HNC" if t.stride(1) > t.stride(2) else "NHC"
+            if order != geometry.page_order:
+                raise Unsupported(
+                    f"the KV cache tensors are in {order} order, vLLM's configuration says "
+                    f"{geometry.page_order}: this attention backend is not supported yet")
+
+
+def _check_supported(vllm_config: VllmConfig, kv_cache_config: KVCacheConfig) -> None:
+    device = vllm_config.device_config.device_type
+    if device != "cpu":
+        raise Unsupported(f"ucm serves KV caches in host memory (the CPU platform) only, so far; "
+                          f"this engine's are on '{device}'")
+    parallel = vllm_config.parallel_config
+    for name in ("tensor_parallel_size", "pipeline_parallel_size", "prefill_context_parallel_size",
+                 "decode_context_parallel_size"):
+        if getattr(parallel, name, 1) > 1:
+            raise Unsupported(f"ucm serves one rank only, so far: {name} is {getattr(parallel, name)}, "
+                              f"must be 1")
+    groups = kv_cache_config.kv_cache_groups
+    if len(groups) != 1:
+        raise Unsupported(f"ucm serves models with one KV cache group only, so far; this one has "
+                          f"{len(groups)}: start with --disable-hybrid-kv-cache-manager")
+    spec = groups[0].kv_cache_spec
+    layers = spec.kv_cache_specs.values() if isinstance(spec, UniformTypeKVCacheSpecs) else [spec]
+    for layer in layers:
+        if not isinstance(layer, FullAttentionSpec):
+            raise Unsupported(f"ucm serves full attention (MHA, GQA, MLA) only, so far; this model's KV "
+                              f"cache is {type(layer).__name__}")
+    speculative = vllm_config.speculative_config
+    if getattr(groups[0], "is_eagle_group", False) or (
+            speculative is not None and speculative.method not in ("ngram", "suffix")):
+        raise Unsupported("ucm does not serve speculative decoding with a draft model yet "
+                          "(ngram works)")
+
+
+def _uniform_spec(spec: Any) -> AttentionSpec:
+    if not isinstance(spec, UniformTypeKVCacheSpecs):
+        return spec
+    specs = list(spec.kv_cache_specs.values())
+    if any(s != specs[0] for s in specs):
+        raise Unsupported("ucm serves models whose layers all have the same KV cache shape only, so far")
+    return specs[0]
+
+
+def _ratio(engine_tokens: int, chunk_tokens: int) -> int:
+    if chunk_tokens == 0:
+        return max(1, -(-128 // engine_tokens))
+    if chunk_tokens % engine_tokens:
+        raise Unsupported(f"chunk_tokens is {chunk_tokens}, must be a multiple of the engine's block size, "
+                          f"{engine_tokens}")
+    return chunk_tokens // engine_tokens
+
+
+def _page_order(kv_cache_config: KVCacheConfig) -> str:
+    layout = getattr(kv_cache_config, "kv_cache_layout", None)
+    if layout is None:  # up to vLLM 0.27
+        from vllm.v1.attention.backends.utils import get_kv_cache_layout
+
+        return {"HND": "HNC", "NHD": "NHC"}[get_kv_cache_layout()]
+    return "".join(c for c in layout if c in "HNC")
+
+
+def _packing(vllm_config: VllmConfig) -> str:
+    """vLLM's CPU attention packs keys and values to suit the processor."""
+    amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
+    capability = torch.backends.cpu.get_cpu_capability()
+    return f"cpu {platform.machine()} {capability}{' AMX' if amx else ''}"
+
+
+def _hash_seed(algorithm: str) -> str:
+    """What the first hash of every chain is made from, as in vLLM's own resolve_none_hash_seed."""
+    import vllm.v1.core.kv_cache_utils as utils
+
+    given = os.environ.get("PYTHONHASHSEED")
+    if given is not None:
+        return given
+    if algorithm.startswith("sha256"):
+        return getattr(utils, "DEFAULT_NONE_HASH_SEED", RANDOM_SEED)
+    return RANDOM_SEED
+
+
+def _model_identity(model: ModelConfig) -> dict[str, str]:
+    """Two models that differ in their weights alone must not share: a configuration does not tell them
+    apart, so the name, the revision and, for a directory, samples of the weights are part of it."""
+    config = model.hf_config.to_dict()
+    commit = config.pop("_commit_hash", None) or getattr(model.hf_config, "_commit_hash", None)
+    config = {k: v for k, v in config.items() if not k.startswith("_") and k != "transformers_version"}
+    identity = {"config": _digest(config), "revision": str(commit or model.revision)}
+    if os.path.isdir(model.model):
+        identity["weights"] = _sample_weights(Path(model.model))
+    else:
+        identity["name"] = str(model.model)
+    return identity
+
+
+def _sample_weights(directory: Path) -> str:
+    digest = hashlib.sha256()
+    files = sorted(f for f in directory.iterdir()
+                   if f.suffix in (".safetensors", ".bin", ".pt", ".gguf") and f.is_file())
+    for f in files:
+        size = f.stat().st_size
+        digest.update(f"{f.name} {size}\n".encode())
+        with open(f, "rb") as stream:
+            for i in range(16):
+                stream.seek(size * i // 16)
+                digest.update(stream.read(4096))
+    return digest.hexdigest()[:32]
+
+
+def _digest(value: Any) -> str:
+    text = json.dumps(value, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]

@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the scheduler's side and the workers' side send each other, by way of vLLM, every step."""
+
+from __future__ import annotations
+
+from array import array
+from dataclasses import dataclass, field
+
+from vllm.distributed.kv_transfer.kv_connector.v1.base import (
+    KVConnectorMetadata,
+    KVConnectorWorkerMetadata,
+)
+
+
+@dataclass(slots=True)
+class Transfer:
+    """Blocks of the store [first, first + n) of one request, and where they lie in the engine."""
+
+    req_id: str
+    first: int  # position of the first in the request's chain of blocks
+    keys: bytes  # 16 each
+    blocks: array  # of uint32: engine block numbers, the same count for each key
+    skip: int = 0  # leading engine blocks that hold another request's data: not loaded, not reported
+
+    def __len__(self) -> int:
+        return len(self.keys) // 16
+
+
+@dataclass
+class Step(KVConnectorMetadata):
+    """Scheduler to worker: the work of one step."""
+
+    seq: int
+    acked: int  # the last failed step that the scheduler has taken note of
+    loads: list[Transfer]
+    saves: list[Transfer] = field(default_factory=list)
+    preempted: frozenset[str] = frozenset()  # their engine blocks may be overwritten in this step
+    held: frozenset[str] = frozenset()  # finished; the scheduler keeps their blocks until reported
+    idle: bool = False  # nothing is computed in this step
+
+
+@dataclass
+class StepResult(KVConnectorWorkerMetadata):
+    """Worker to scheduler: what went wrong in a step.  Sent then, and after the first step."""
+
+    namespace: str  # what the worker's store was opened with
+    failed: dict[str, int]  # request -> position of its first block that could not be loaded
+    spoilt: int = -1  # a step that computed on blocks that had not been loaded; -1: none
+
+    def aggregate(self, other: KVConnectorWorkerMetadata) -> KVConnectorWorkerMetadata:
+        assert isinstance(other, StepResult)
+        failed = dict(self.failed)
+        for req_id, position in other.failed.items():
+            failed[req_id] = min(position, failed.get(req_id, position))
+        return StepResult(self.namespace, failed, max(self.spoilt, other.spoilt))

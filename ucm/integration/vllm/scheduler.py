@@ -1,0 +1,261 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The scheduler's side: which blocks of a request to load, which to save.  Bookkeeping, no data.
+
+A request's blocks are counted from the start of its prompt: "position" is a block's place in that chain.
+Nothing here raises for the store's sake: trouble is a miss.
+"""
+
+from __future__ import annotations
+
+import logging
+from array import array
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ucm.integration.vllm.messages import Step, StepResult, Transfer
+
+if TYPE_CHECKING:
+    from vllm.v1.core.sched.output import SchedulerOutput
+    from vllm.v1.request import Request
+
+    from ucm.integration.vllm.geometry import Geometry
+
+logger = logging.getLogger(f"vllm.{__name__}")
+
+NULL_BLOCK = 0  # vLLM's placeholder block: nobody reads it
+NO_LIMIT = 1 << 62
+STEPS_IN_FLIGHT = 8  # more than vLLM ever schedules ahead of a step's result
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What the options ask for."""
+
+    loads: bool
+    saves: bool
+    asynchronous: bool
+    dram: bool = True  # whether the first tier is DRAM
+    persist_token_threshold: int = 0
+    load_tokens_threshold: int = 0
+    hit_ratio: float = 1.0
+    prompt_only: bool = False  # generated tokens may be guesses that are rejected later
+
+
+@dataclass(frozen=True)
+class Hit:
+    """The answer to a lookup, in tokens and in blocks of the store."""
+
+    tokens: int
+    first_time: bool
+    total: int = 0
+    engine: int = 0
+    external: int = 0
+
+
+class Tracked:
+    """What is known of one request."""
+
+    __slots__ = ("request", "looked_up", "tiers", "limit", "local", "trusted", "blocks", "saved", "dumping")
+
+    def __init__(self, request: Request):
+        self.request = request
+        self.looked_up = -1  # how many block hashes it had at the last lookup
+        self.tiers = b""  # of its leading blocks that the store has: 1 for DRAM, 2 ... for slower
+        self.limit = NO_LIMIT  # positions from here on failed to load once: not tried again
+        self.local = 0  # tokens in the engine's own prefix cache
+        self.trusted = 0  # tokens known to be right when it is next scheduled
+        self.blocks: list[int] = []  # its engine blocks
+        self.saved = 0  # positions before this need no saving
+        self.dumping = False  # a save of its blocks may be reading them
+
+
+class SchedulerSide:
+    def __init__(self, geometry: Geometry, store: Any, policy: Policy):
+        self._geo = geometry
+        self._store = store
+        self._policy = policy
+        self._requests: dict[str, Tracked] = {}
+        self._loads: list[Transfer] = []
+        self._held: set[str] = set()
+        self._seq = 0
+        self._acked = -1
+        self._planned: deque[tuple[int, Tracked, int]] = deque()  # saves of recent steps: step, whose, from where
+        self._store_failed = False
+        self._strangers = False
+
+    @property
+    def asynchronous(self) -> bool:
+        return self._policy.asynchronous
+
+    def close(self) -> None:
+        self._store.close()
+
+    # ---- admission ----
+
+    def match(self, request: Request, local_tokens: int) -> Hit:
+        """How many tokens beyond local_tokens can be loaded.  Called again and again for a waiting
+        request: looks up once, until the request has more hashes or has been admitted."""
+        t = self._tracked(request)
+        first_time = t.looked_up != len(request.block_hashes)
+        if first_time:
+            self._lookup(t)
+        t.local = t.trusted = local_tokens
+        tokens = self._loadable(t)
+        if not first_time:
+            return Hit(tokens, False)
+        size = self._geo.block_tokens
+        engine = local_tokens // size
+        external = -(-(local_tokens + tokens) // size) - engine if tokens else 0
+        return Hit(tokens, True, request.num_tokens // size, engine, external)
+
+    def _lookup(self, t: Tracked) -> None:
+        t.looked_up = len(t.request.block_hashes)
+        t.tiers, t.saved = b"", 0
+        if not self._wanted(t.request):
+            return
+        try:
+            found = self._store.lookup(self._keys(t.request, 0, t.looked_up // self._geo.ratio))
+        except OSError as e:
+            if not self._store_failed:
+                logger.error("lookup failed, taken for a miss (said once): %s", e)
+            self._store_failed = True
+            return
+        absent = found.find(0)
+        t.tiers = found if absent < 0 else found[:absent]
+        t.saved = min(len(t.tiers), t.limit)
+
+    def _loadable(self, t: Tracked) -> int:
+        if not self._policy.loads:
+            return 0
+        size = self._geo.block_tokens
+        hit = min(len(t.tiers), t.limit)
+        if self._policy.hit_ratio < 1:
+            hit = min(hit, int(self._policy.hit_ratio * t.request.num_prompt_tokens) // size)
+        # The last token is always computed: its output is what the engine is after.
+        tokens = min(hit * size, t.request.num_tokens - 1) - t.local
+        return tokens if tokens > 0 and tokens >= self._policy.load_tokens_threshold else 0
+
+    def admitted(self, request: Request, engine_blocks: list[int], tokens: int) -> None:
+        """The engine has given the request its blocks; this many tokens are to be loaded."""
+        t = self._tracked(request)
+        t.looked_up = -1
+        if tokens == 0:
+            return
+        ratio, size = self._geo.ratio, self._geo.block_tokens
+        first, end = t.local // size, -(-(t.local + tokens) // size)
+        # A block of the store whose first engine blocks hold another request's data, which may be in
+        # use: these go to the placeholder.
+        skip = t.local // self._geo.engine_tokens - first * ratio
+        blocks = array("I", engine_blocks[first * ratio:end * ratio])
+        for i in range(skip):
+            blocks[i] = NULL_BLOCK
+        t.trusted = t.local + tokens
+        self._loads.append(Transfer(request.request_id, first, self._keys(request, first, end), blocks, skip))
+
+    def tiers_of(self, request: Request, tokens: int) -> tuple[int, int]:
+        """Of the tokens just admitted to be loaded: how many lie in DRAM, how many in slower tiers."""
+        if not self._policy.dram:
+            return 0, tokens
+        t = self._requests[request.request_id]
+        size = self._geo.block_tokens
+        end = -(-(t.local + tokens) // size)
+        fast = t.tiers.count(1, t.local // size, end) * size
+        if fast and t.tiers[t.local // size] == 1:
+            fast -= t.local % size
+        fast = min(fast, tokens)
+        return fast, tokens - fast
+
+    # ---- every step ----
+
+    def step(self, out: SchedulerOutput) -> Step:
+        self._seq += 1
+        for req_id in out.preempted_req_ids or ():
+            if t := self._requests.get(req_id):
+                t.dumping = False  # the worker waits for its saves before the blocks are overwritten
+        step = Step(self._seq, self._acked, self._loads, preempted=frozenset(out.preempted_req_ids or ()),
+                    held=frozenset(self._held), idle=out.total_num_scheduled_tokens == 0)
+        self._loads, self._held = [], set()
+        while self._planned and self._planned[0][0] < self._seq - STEPS_IN_FLIGHT:
+            self._planned.popleft()
+        scheduled = out.num_scheduled_tokens
+        for new in out.scheduled_new_reqs:
+            if t := self._requests.get(new.req_id):
+                t.blocks = list(new.block_ids[0])
+                self._plan_save(step, t, new.num_computed_tokens, scheduled[new.req_id])
+        cached = out.scheduled_cached_reqs
+        for i, req_id in enumerate(cached.req_ids):
+            if (t := self._requests.get(req_id)) is None:
+                continue
+            blocks = cached.new_block_ids[i]
+            if req_id in cached.resumed_req_ids:
+                t.blocks = list(blocks[0])
+            elif blocks is not None:
+                t.blocks.extend(blocks[0])
+            self._plan_save(step, t, cached.num_computed_tokens[i], scheduled.get(req_id, 0))
+        return step
+
+    def _plan_save(self, step: Step, t: Tracked, computed: int, scheduled: int) -> None:
+        """Blocks that are full at the end of this step and not yet saved."""
+        if not self._policy.saves or not self._wanted(t.request):
+            return
+        size, ratio = self._geo.block_tokens, self._geo.ratio
+        if computed > t.trusted:
+            # Another connector loads these in this very step, and may yet fail: not ours to save, and
+            # what is computed on them is not known to be right before the next step.
+            t.saved, t.trusted = max(t.saved, -(-computed // size)), NO_LIMIT
+            return
+        t.trusted = NO_LIMIT
+        known = len(t.request.block_hashes) // ratio
+        if self._policy.prompt_only:
+            known = min(known, t.request.num_prompt_tokens // size)
+        full = min((computed + scheduled) // size, known)
+        if full <= t.saved:
+            return
+        step.saves.append(Transfer(t.request.request_id, t.saved, self._keys(t.request, t.saved, full),
+                                   array("I", t.blocks[t.saved * ratio:full * ratio])))
+        self._planned.append((step.seq, t, t.saved))
+        t.saved = full
+        t.dumping = True
+
+    def heard(self, result: StepResult) -> None:
+        """What a worker says went wrong."""
+        if result.namespace != self._geo.namespace and not self._strangers:
+            self._strangers = True
+            logger.error("the scheduler and its worker use different namespaces, so nothing will ever be "
+                         "found; set model_id. Scheduler: %s worker: %s", self._geo.namespace,
+                         result.namespace)
+        for req_id, position in result.failed.items():
+            if t := self._requests.get(req_id):
+                t.limit = min(t.limit, position)
+                t.saved = min(t.saved, position)
+        if result.spoilt > self._acked:
+            # From that step on, up to the next one, the worker has saved nothing.
+            self._acked = result.spoilt
+            for seq, t, start in self._planned:
+                if seq >= result.spoilt:
+                    t.saved = min(t.saved, start)
+
+    def finished(self, request: Request) -> bool:
+        """Whether its engine blocks must be kept until the worker reports it."""
+        t = self._requests.pop(request.request_id, None)
+        if t is None or not t.dumping:
+            return False
+        self._held.add(request.request_id)
+        return True
+
+    # ---- helpers ----
+
+    def _tracked(self, request: Request) -> Tracked:
+        t = self._requests.get(request.request_id)
+        if t is None:
+            t = self._requests[request.request_id] = Tracked(request)
+        return t
+
+    def _wanted(self, request: Request) -> bool:
+        return request.num_prompt_tokens >= self._policy.persist_token_threshold
+
+    def _keys(self, request: Request, first: int, end: int) -> bytes:
+        """A block of the store is named by the hash of the last engine block in it."""
+        ratio = self._geo.ratio
+        return b"".join([h[:16] for h in request.block_hashes[(first + 1) * ratio - 1:end * ratio:ratio]])

@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: Apache-2.0
+"""UCMConnector: what vLLM calls.  --kv-transfer-config '{"kv_connector": "UCMConnector",
+"kv_connector_module_path": "ucm.integration.vllm.ucm_connector", "kv_role": "kv_both",
+"kv_load_failure_policy": "recompute", "kv_connector_extra_config": {"UCM_CONFIG_FILE": "ucm.yaml"}}'
+
+vLLM makes one instance in the scheduler's process and one in each worker's.  This class only splits the
+calls by role; the work is in scheduler.py and worker.py.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorBase_V1, KVConnectorRole
+from vllm.logger import init_logger
+
+import ucm
+from ucm import config
+from ucm.integration.vllm import geometry as geo
+from ucm.integration.vllm.messages import Step, StepResult
+from ucm.integration.vllm.scheduler import Policy, SchedulerSide
+from ucm.integration.vllm.worker import WorkerSide
+
+if TYPE_CHECKING:
+    import torch
+    from vllm.config import VllmConfig
+    from vllm.forward_context import ForwardContext
+    from vllm.v1.attention.backend import AttentionMetadata
+    from vllm.v1.core.kv_cache_manager import KVCacheBlocks
+    from vllm.v1.core.sched.output import SchedulerOutput
+    from vllm.v1.kv_cache_interface import KVCacheConfig
+    from vllm.v1.outputs import KVConnectorOutput
+    from vllm.v1.request import Request
+
+# Below "vllm", whose handlers and level then apply.
+logger = init_logger(f"vllm.{__name__}")
+
+
+class UCMConnector(KVConnectorBase_V1):
+    def __init__(self, vllm_config: VllmConfig, role: KVConnectorRole,
+                 kv_cache_config: KVCacheConfig | None = None):
+        super().__init__(vllm_config, role, kv_cache_config)
+        _share_log()
+        conf = config.from_extra_config(vllm_config.kv_transfer_config.kv_connector_extra_config)
+        geometry = geo.derive(vllm_config, kv_cache_config, int(conf.get("chunk_tokens")),
+                              conf.get("model_id"))
+        conf.set("namespace", geometry.namespace)
+        conf.set("block_size", geometry.block_size)
+        conf.set("shard_size", geometry.shard_size)
+        policy = _policy(conf, vllm_config)
+        timeout_ms = int(conf.get("timeout_ms"))
+        store = ucm.Store(conf)
+        self._scheduler: SchedulerSide | None = None
+        self._worker: WorkerSide | None = None
+        if role == KVConnectorRole.SCHEDULER:
+            self._scheduler = SchedulerSide(geometry, store, policy)
+            logger.info("ucm: blocks of %d tokens, %d bytes; %s", geometry.block_tokens,
+                        geometry.block_size, geometry.namespace)
+            if geometry.hash_seed == geo.RANDOM_SEED:
+                logger.warning("vLLM's block hashes differ from process to process: nothing stored now will "
+                               "be found after a restart. Set PYTHONHASHSEED to the same number everywhere.")
+        else:
+            self._worker = WorkerSide(geometry, store, kv_cache_config.num_blocks, policy.asynchronous,
+                                      timeout_ms)
+
+    @property
+    def requires_kv_delivery(self) -> bool:
+        return False  # a save that is lost is a miss later
+
+    # ---- scheduler ----
+
+    def get_num_new_matched_tokens(self, request: Request,
+                                   num_computed_tokens: int) -> tuple[int | None, bool]:
+        hit = self._scheduler.match(request, num_computed_tokens)
+        if hit.first_time:
+            logger.info("request_id: %s, total_blocks_num: %d, hit hbm: %d, hit external: %d",
+                        request.request_id, hit.total, hit.engine, hit.external)
+        return hit.tokens, self._scheduler.asynchronous and hit.tokens > 0
+
+    def update_state_after_alloc(self, request: Request, blocks: KVCacheBlocks,
+                                 num_external_tokens: int) -> None:
+        self._scheduler.admitted(request, blocks.get_block_ids()[0], num_external_tokens)
+
+    def get_external_cache_hit_sources(self, request: Request, num_external_tokens: int) -> dict[Any, int]:
+        from vllm.v1.metrics.cache_hit_source import CacheHitSource
+
+        fast, slow = self._scheduler.tiers_of(request, num_external_tokens)
+        return {k: n for k, n in ((CacheHitSource.HOST, fast), (CacheHitSource.DISK, slow)) if n}
+
+    def build_connector_meta(self, scheduler_output: SchedulerOutput) -> Step:
+        return self._scheduler.step(scheduler_output)
+
+    def update_connector_output(self, connector_output: KVConnectorOutput) -> None:
+        result = connector_output.kv_connector_worker_meta
+        if isinstance(result, StepResult):
+            self._scheduler.heard(result)
+
+    def request_finished(self, request: Request,
+                         block_ids: list[int]) -> tuple[bool, dict[str, Any] | None]:
+        return self._scheduler.finished(request), None
+
+    # ---- worker ----
+
+    def register_kv_caches(self, kv_caches: dict[str, torch.Tensor]) -> None:
+        self._worker.register(kv_caches)
+
+    def handle_preemptions(self, kv_connector_metadata: Step) -> None:
+        self._worker.preempted(kv_connector_metadata)
+
+    def bind_connector_metadata(self, connector_metadata: Step) -> None:
+        super().bind_connector_metadata(connector_metadata)
+        self._worker.begin(connector_metadata)
+
+    def start_load_kv(self, forward_context: ForwardContext, **kwargs: Any) -> None:
+        self._worker.load()
+
+    def wait_for_layer_load(self, layer_name: str) -> None:
+        pass  # start_load_kv has loaded all layers
+
+    def save_kv_layer(self, layer_name: str, kv_layer: torch.Tensor, attn_metadata: AttentionMetadata,
+                      **kwargs: Any) -> None:
+        pass  # whole blocks are saved in wait_for_save
+
+    def wait_for_save(self) -> None:
+        self._worker.save()
+
+    def get_finished(self, finished_req_ids: set[str]) -> tuple[set[str] | None, set[str] | None]:
+        return self._worker.transfers_done()
+
+    def get_block_ids_with_load_errors(self) -> set[int]:
+        return self._worker.bad_blocks()
+
+    def build_connector_worker_meta(self) -> StepResult | None:
+        return self._worker.result()
+
+    # ---- both ----
+
+    def shutdown(self) -> None:
+        (self._worker or self._scheduler).close()
+
+
+def _share_log() -> None:
+    """What the core says appears among vLLM's own lines."""
+    core, vllm = logging.getLogger("ucm"), logging.getLogger("vllm")
+    if not core.handlers:
+        core.handlers, core.propagate = vllm.handlers, False
+        core.setLevel(vllm.level)
+
+
+def _policy(conf: ucm.Conf, vllm_config: VllmConfig) -> Policy:
+    role = vllm_config.kv_transfer_config.kv_role
+    return Policy(
+        loads=role != "kv_producer",
+        saves=role != "kv_consumer",
+        asynchronous=conf.get("use_layerwise") != "true",
+        dram=conf.get("store_pipeline").startswith("Cache"),
+        persist_token_threshold=int(conf.get("persist_token_threshold")),
+        load_tokens_threshold=int(conf.get("load_tokens_threshold")),
+        hit_ratio=float(conf.get("hit_ratio")),
+        prompt_only=vllm_config.speculative_config is not None,
+    )

@@ -1,0 +1,219 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The worker's side: moves blocks between the engine's tensors and the store.
+
+What must hold: engine memory under a transfer is not handed back before the transfer is RELEASED.  A
+save's blocks are held by the scheduler until reported here, or waited for when the request is preempted;
+a load's are the request's own until it is reported.  No step waits for a save.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from array import array
+from typing import TYPE_CHECKING, Any
+
+from ucm.integration.vllm import geometry as geo
+from ucm.integration.vllm.messages import Step, StepResult, Transfer
+from ucm.layout import from_kv_caches
+
+if TYPE_CHECKING:
+    import torch
+
+logger = logging.getLogger(f"vllm.{__name__}")
+
+GRACE_MS = 1000  # on top of the store's own deadline, which ends each slice
+
+
+class WorkerSide:
+    def __init__(self, geometry: geo.Geometry, store: Any, num_blocks: int, asynchronous: bool,
+                 timeout_ms: int):
+        self._geo = geometry
+        self._store = store
+        self._num_blocks = num_blocks
+        self._asynchronous = asynchronous
+        self._timeout_ms = timeout_ms
+        self._map: Any = None
+        self._step: Step | None = None
+        self._loading: list[tuple[Any, Transfer, float]] = []  # task, what, when to give up
+        self._saving: list[tuple[Any, frozenset[str]]] = []  # task, whose blocks it reads
+        self._held: set[str] = set()
+        self._received: set[str] = set()  # asynchronous loads that ended without a task
+        self._bad_blocks: set[int] = set()
+        self._failed: dict[str, int] = {}
+        self._spoilt = -1
+        self._dropped = 0
+        self._introduced = False
+
+    def register(self, kv_caches: dict[str, torch.Tensor]) -> None:
+        tensors = {name: kv_caches[name] for name in self._geo.layers}
+        layout = from_kv_caches(tensors, self._num_blocks)
+        geo.check_tensors(self._geo, list(tensors.values()), layout.nshards, layout.shard_size)
+        self._map = self._store.map(layout.segments, self._geo.ratio, self._num_blocks)
+        logger.info("ucm: an engine block of a layer is %s, in %d pieces", layout.description, layout.nsegs)
+
+    # ---- one step, in the order vLLM calls ----
+
+    def preempted(self, step: Step) -> None:
+        """Called before any block is overwritten."""
+        if step.preempted:
+            for task, owners in self._saving:
+                if not owners.isdisjoint(step.preempted):
+                    self._settle(task, "save")
+
+    def begin(self, step: Step) -> None:
+        self._step = step
+        self._held |= step.held
+
+    def load(self) -> None:
+        step = self._step
+        assert step is not None
+        if not step.loads:
+            return
+        if self._asynchronous:
+            for load in step.loads:
+                self._load_aside(load)
+        else:
+            self._load_now(step)
+
+    def _load_aside(self, load: Transfer) -> None:
+        task = self._submit([load])
+        if task is None:
+            self._report(load, 0)
+            self._received.add(load.req_id)
+        else:
+            deadline = time.monotonic() + (self._timeout_ms + GRACE_MS) / 1000
+            self._loading.append((task, load, deadline))
+
+    def _load_now(self, step: Step) -> None:
+        task = self._submit(step.loads)
+        failed: list[int] = list(range(sum(map(len, step.loads))))
+        if task is not None:
+            self._settle(task, "load")
+            failed = task.failed()
+        if not failed:
+            return
+        # What this step computes is wrong, also for requests that share those blocks.
+        self._spoilt = step.seq
+        start = 0
+        for load in step.loads:
+            bad = [i - start for i in failed if start <= i < start + len(load)]
+            if bad:
+                self._report(load, min(bad))
+            start += len(load)
+
+    def save(self) -> None:
+        step = self._step
+        assert step is not None
+        # A failed load spoils the steps up to the first that was planned in its knowledge.
+        if not step.saves or self._spoilt > step.acked:
+            return
+        keys, blocks, depths = _join(step.saves)
+        try:
+            task = self._store.dump(self._map, keys, blocks, depths)
+        except OSError as e:
+            self._dropped += len(depths)
+            if self._dropped == len(depths):
+                logger.warning("%d blocks not saved (said once): %s", len(depths), e)
+            return
+        self._saving.append((task, frozenset(s.req_id for s in step.saves)))
+
+    def transfers_done(self) -> tuple[set[str] | None, set[str] | None]:
+        """Finished requests whose blocks may be freed; requests whose loads have ended."""
+        step = self._step
+        if step is not None and step.idle:
+            self._doze()
+        self._saving = [s for s in self._saving if not s[0].done("released")]
+        sent = None
+        if self._held:
+            busy = set().union(*(owners for _, owners in self._saving))
+            sent = self._held - busy
+            self._held &= busy
+        received, self._received = self._received, set()
+        if self._loading:
+            self._reap_loads(received)
+        return sent or None, received or None
+
+    def _reap_loads(self, received: set[str]) -> None:
+        now, pending = time.monotonic(), []
+        for task, load, deadline in self._loading:
+            if not task.done("released"):
+                if now > deadline:
+                    task.cancel()
+                pending.append((task, load, deadline))
+                continue
+            if failed := task.failed():
+                self._report(load, min(failed))
+            received.add(load.req_id)
+        self._loading = pending
+
+    def bad_blocks(self) -> set[int]:
+        bad, self._bad_blocks = self._bad_blocks, set()
+        return bad
+
+    def result(self) -> StepResult | None:
+        if self._introduced and not self._failed:
+            return None
+        self._introduced = True
+        failed, self._failed = self._failed, {}
+        return StepResult(self._geo.namespace, failed, self._spoilt)
+
+    def close(self) -> None:
+        for task, load, _ in self._loading:
+            task.cancel()
+            self._settle(task, "load")
+        self._loading.clear()
+        self._saving.clear()
+        self._map = None
+        self._store.close()  # ends the saves under way, within its timeout
+
+    # ---- helpers ----
+
+    def _submit(self, loads: list[Transfer]) -> Any | None:
+        try:
+            return self._store.load(self._map, *_join(loads))
+        except OSError as e:
+            logger.warning("load of %d requests not begun, taken for misses: %s", len(loads), e)
+            return None
+
+    def _settle(self, task: Any, what: str) -> None:
+        """Until the engine's memory is no longer touched.  The store ends every slice by its own deadline;
+        if that fails, going on would corrupt other requests."""
+        for _ in range(2):
+            try:
+                task.wait("released", self._timeout_ms + GRACE_MS)
+            except OSError:
+                pass  # an error of a block, or the deadline
+            if task.done("released"):
+                return
+            task.cancel()
+        raise RuntimeError(f"ucm: a {what} still holds engine memory after {2 * self._timeout_ms} ms; "
+                           f"is the storage backend hanging?")
+
+    def _report(self, load: Transfer, bad: int) -> None:
+        """Everything from the first bad block on is computed again."""
+        self._failed[load.req_id] = load.first + bad
+        self._bad_blocks.update(load.blocks[max(load.skip, bad * self._geo.ratio):])
+        logger.warning("request %s: %d of %d blocks could not be loaded and will be computed",
+                       load.req_id, len(load) - bad, len(load))
+
+    def _doze(self) -> None:
+        """An engine with nothing to compute asks again and again: sleep until something ends, at most 1 ms."""
+        tasks = [t for t, *_ in self._loading] or ([t for t, _ in self._saving] if self._held else [])
+        if tasks:
+            try:
+                tasks[0].wait("released", 1)
+            except OSError:
+                pass  # seen when it is reaped
+
+
+def _join(transfers: list[Transfer]) -> tuple[bytes, array, array]:
+    """One batch: keys, engine blocks, positions."""
+    if len(transfers) == 1:
+        t = transfers[0]
+        return t.keys, t.blocks, array("I", range(t.first, t.first + len(t)))
+    blocks, depths = array("I"), array("I")
+    for t in transfers:
+        blocks.extend(t.blocks)
+        depths.extend(range(t.first, t.first + len(t)))
+    return b"".join([t.keys for t in transfers]), blocks, depths
