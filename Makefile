@@ -40,6 +40,7 @@ build-tsan/build.ninja: $(VENV)/.tools
 	$(MESON) setup build-tsan -Dpython=false -Db_sanitize=thread -Db_lundef=false
 
 build-fuzz/build.ninja: $(VENV)/.tools
+	tools/setup-apt clang
 	CC=clang $(MESON) setup build-fuzz -Dpython=false -Dfuzz=true -Db_sanitize=address,undefined -Db_lundef=false
 
 build-coverage/build.ninja: $(VENV)/.tools
@@ -90,6 +91,7 @@ bench: build ## the figures of bench/README.md, against fio and memcpy in the sa
 docs: build ## docs/options.md from the option tables
 	$(BUILD)/tools/ucm help options --markdown >docs/options.md
 fmt: ## clang-format everything
+	tools/setup-apt clang-format
 	clang-format -i $(C)
 wheel: $(VENV)/.tools ## dist/ucm-*.whl, one for all Pythons from 3.11 on
 	$(VENV)/bin/python -m pip wheel -q --no-deps --no-build-isolation -w dist .
