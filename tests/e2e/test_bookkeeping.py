@@ -261,6 +261,21 @@ def test_blocks_are_kept_only_while_a_save_may_read_them():
     assert s.side.finished(saving) is False
 
 
+def test_a_producer_delivers_when_a_prompt_ends():
+    s, r, short = Scheduler(loads=False, delivers=True), Request("a", 1000), Request("b", 100)
+    s.admit(r), s.admit(short)
+    assert [s.step(new=[(r, 0, 600)]).deliver, s.step(running=[(r, 600, 400)]).deliver] == [False, True]
+    r.extend(1)
+    assert not s.step(running=[(r, 1000, 1)]).deliver
+    assert s.step(new=[(short, 0, 100)]).deliver  # nothing of its own to save, but perhaps of others
+
+
+def test_who_is_no_producer_never_waits_for_storage():
+    s, r = Scheduler(), Request("a", 1000)
+    s.admit(r)
+    assert not s.step(new=[(r, 0, 1000)]).deliver
+
+
 @pytest.mark.parametrize("policy, tokens, saves", [
     ({"saves": False}, 2 * BLOCK, {}),
     ({"loads": False}, 0, {"a": range(2, 7)}),

@@ -46,6 +46,7 @@ def test_prompts_sharing_a_prefix_share_blocks(deploy, reference):
     with d.life() as life:
         for p in PROMPTS[2:4]:
             assert tokens(life.call("ask", [p])) == reference([p])
+            life.call("save")
         assert hits(life)[1] == (FULL[3], 0, 4)
 
 
@@ -68,8 +69,17 @@ def test_small_engine_blocks(deploy, reference):
 
 
 def test_processes_apart(deploy, reference):
-    """Scheduler and worker as `vllm serve` runs them."""
-    restart_test(deploy(), reference, PROMPTS[:2], environment={"VLLM_ENABLE_V1_MULTIPROCESSING": "1"})
+    """Scheduler and worker as `vllm serve` runs them: each way between them and an engine in one process.
+    Slow (both import vLLM), so all of it in one life."""
+    d = deploy()
+    with d.life() as life:
+        assert tokens(life.call("ask", [PROMPTS[0]])) == reference([PROMPTS[0]])
+    with d.life(environment={"VLLM_ENABLE_V1_MULTIPROCESSING": "1"}) as life:
+        assert tokens([life.call("ask", [p])[0] for p in PROMPTS[:2]]) == reference(PROMPTS[:2])
+        assert hits(life) == [(FULL[0], 0, FULL[0]), (FULL[1], 0, 0)]
+    with d.life() as life:
+        assert tokens(life.call("ask", [PROMPTS[1]])) == reference([PROMPTS[1]])
+        assert hits(life) == [(FULL[1], 0, FULL[1])]
 
 
 def test_generated_tokens_are_kept(deploy, reference):
@@ -78,6 +88,7 @@ def test_generated_tokens_are_kept(deploy, reference):
     d = deploy()
     with d.life() as life:
         answer = life.call("ask", [p], 200)[0]["tokens"]
+        life.call("save")
         turn = p + answer + prompt(50, 8)
         assert tokens(life.call("ask", [turn])) == reference([turn])
         assert hits(life)[1] == (450 // BLOCK, 0, 399 // BLOCK)
@@ -151,6 +162,18 @@ def test_roles(deploy, reference):
     with d.life(role="kv_consumer") as life:
         assert tokens(life.call("ask", [p])) == reference([p])
         assert hits(life) == [(FULL[0], 0, FULL[0])]
+
+
+def test_a_consumer_finds_all_when_the_producer_has_answered(deploy, reference):
+    """Prefill here, decode there, at the same time and without a pool that both share."""
+    prompts = [prompt(6 * BLOCK, 70 + i) for i in range(4)]
+    expected = reference(prompts)
+    d = deploy({"store_pipeline": "Posix"})
+    with d.life(role="kv_producer", max_num_batched_tokens=512) as producer, d.life(role="kv_consumer") as consumer:
+        for p, answer in zip(prompts, expected):
+            producer.call("ask", [p], 1)
+            assert tokens(consumer.call("ask", [p])) == [answer]
+        assert hits(consumer) == [(6, 0, 6)] * 4
 
 
 def test_short_prompts_can_be_left_out(deploy, reference):
@@ -292,6 +315,8 @@ def test_killed_while_saving(deploy, reference):
 
 
 def wait_until(condition, timeout_s: float = 60) -> None:
+    """What another process writes below directories that it has yet to make is no event to wait for: so this
+    looks again and again, and sleeps in between to leave the processors to the engine."""
     end = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < end

@@ -8,23 +8,27 @@ from array import array
 import pytest
 from support import RATIO, geometry
 from ucm.integration.vllm.messages import Step, Transfer
-from ucm.integration.vllm.worker import WorkerSide
+from ucm.integration.vllm.worker import LATE_MS, WorkerSide
 
 
 class FakeTask:
-    def __init__(self, released: bool, failed=(), stuck: bool = False):
-        self.released, self.bad, self.stuck = released, list(failed), stuck
-        self.cancelled, self.waits = False, 0
+    def __init__(self, released: bool, failed=(), stuck: bool = False, slow: bool = False):
+        self.released, self.bad, self.stuck, self.slow = released, list(failed), stuck, slow
+        self.cancelled, self.waits, self.stored = False, 0, False
+        self.patience: list[int] = []  # how long each wait for STORED might have taken
 
     def wait(self, stage, timeout_ms):
         self.waits += 1
+        if stage == "stored":
+            self.patience.append(timeout_ms)
+            self.stored = not self.slow
         if not self.stuck:
             self.released = True
-        if self.bad or not self.released:
+        if self.bad or not self.done(stage):
             raise OSError(110, "timed out")
 
     def done(self, stage):
-        return self.released
+        return self.stored if stage == "stored" else self.released
 
     def failed(self):
         return self.bad
@@ -65,15 +69,16 @@ def transfer(name: str, first: int, count: int, skip: int = 0) -> Transfer:
 
 
 class Worker:
-    def __init__(self, asynchronous=False):
+    def __init__(self, asynchronous=False, delivers=False, timeout_ms=10):
         self.store = FakeStore()
-        self.side = WorkerSide(geometry(), self.store, 1000, asynchronous, timeout_ms=10)
+        self.side = WorkerSide(geometry(), self.store, 1000, asynchronous, timeout_ms, delivers)
         self.seq = 0
 
-    def step(self, loads=(), saves=(), acked=-1, preempted=(), held=(), idle=False):
+    def step(self, loads=(), saves=(), acked=-1, preempted=(), held=(), idle=False, deliver=False):
         """One step as vLLM drives it: what was reported."""
         self.seq += 1
-        step = Step(self.seq, acked, list(loads), list(saves), frozenset(preempted), frozenset(held), idle)
+        step = Step(self.seq, acked, list(loads), list(saves), frozenset(preempted), frozenset(held), idle,
+                    deliver)
         self.side.preempted(step)
         self.side.begin(step)
         self.side.load()
@@ -124,6 +129,28 @@ def test_a_full_queue_drops_the_save():
     w.store.next = [BlockingIOError(11, "queue full")]
     w.step(saves=[transfer("a", 0, 1)])
     assert w.step(held=["a"])[0] == {"a"}
+
+
+def test_a_producer_delivers_all_it_has_saved_before_it_answers():
+    w = Worker(delivers=True, timeout_ms=60000)
+    w.step(saves=[transfer("a", 0, 1)])
+    w.step(saves=[transfer("b", 0, 1)])
+    w.store.dumps[0][3].released = True  # not enough for who is to load it elsewhere
+    assert [d[3].waits for d in w.store.dumps] == [0, 0]
+    w.step(saves=[transfer("a", 1, 1)], deliver=True)
+    assert [d[3].stored for d in w.store.dumps] == [True] * 3
+    w.step(deliver=True)
+    assert [d[3].waits for d in w.store.dumps] == [1] * 3
+
+
+def test_storage_that_is_late_does_not_hold_up_every_answer(caplog):
+    w = Worker(delivers=True, timeout_ms=60000)
+    w.store.next = [FakeTask(released=True, slow=True), FakeTask(released=True, slow=True)]
+    for position in range(4):
+        w.step(saves=[transfer("a", position, 1)], deliver=True)
+    first, second, third, fourth = (d[3].patience for d in w.store.dumps)
+    assert first[0] > 50000 and max(second + third) <= LATE_MS and fourth[0] > 50000
+    assert caplog.text.count("were not stored within") == 1
 
 
 def test_failed_blocks_of_each_request_from_the_first_on():

@@ -81,6 +81,13 @@ class Engine:
         return [{"tokens": list(a.outputs[0].token_ids), "finish": a.outputs[0].finish_reason,
                  "ttft_s": a.metrics.first_token_latency} for a in answers]
 
+    def save(self) -> None:
+        """Until the next lookup finds what ucm has been given to save (in an engine of one process)."""
+        from vllm.distributed.kv_transfer import get_kv_transfer_group
+
+        for task, _ in get_kv_transfer_group()._worker._saving:
+            task.wait("stored", 60000)
+
     def metrics(self) -> dict[str, float]:
         """vLLM's counters; the label that tells sources apart is part of the name."""
         out: dict[str, float] = {}

@@ -37,6 +37,7 @@ class Step(KVConnectorMetadata):
     preempted: frozenset[str] = frozenset()  # their engine blocks may be overwritten in this step
     held: frozenset[str] = frozenset()  # finished; the scheduler keeps their blocks until reported
     idle: bool = False  # nothing is computed in this step
+    deliver: bool = False  # a producer's prompt ends here: its consumer must find the blocks
 
 
 @dataclass

@@ -35,6 +35,7 @@ class Policy:
     loads: bool
     saves: bool
     asynchronous: bool
+    delivers: bool = False  # a producer: what it answers for must be in the storage, for others to load
     dram: bool = True  # whether the first tier is DRAM
     persist_token_threshold: int = 0
     load_tokens_threshold: int = 0
@@ -199,6 +200,8 @@ class SchedulerSide:
         """Blocks that are full at the end of this step and not yet saved."""
         if not self._policy.saves or not self._wanted(t.request):
             return
+        if self._policy.delivers and computed < t.request.num_prompt_tokens <= computed + scheduled:
+            step.deliver = True
         size, ratio = self._geo.block_tokens, self._geo.ratio
         if computed > t.trusted:
             # Another connector loads these in this very step, and may yet fail: not ours to save, and

@@ -62,7 +62,7 @@ class UCMConnector(KVConnectorBase_V1):
                                "be found after a restart. Set PYTHONHASHSEED to the same number everywhere.")
         else:
             self._worker = WorkerSide(geometry, store, kv_cache_config.num_blocks, policy.asynchronous,
-                                      timeout_ms)
+                                      timeout_ms, policy.delivers)
 
     @property
     def requires_kv_delivery(self) -> bool:
@@ -154,6 +154,7 @@ def _policy(conf: ucm.Conf, vllm_config: VllmConfig) -> Policy:
         loads=role != "kv_producer",
         saves=role != "kv_consumer",
         asynchronous=conf.get("use_layerwise") != "true",
+        delivers=role == "kv_producer",
         dram=conf.get("store_pipeline").startswith("Cache"),
         persist_token_threshold=int(conf.get("persist_token_threshold")),
         load_tokens_threshold=int(conf.get("load_tokens_threshold")),

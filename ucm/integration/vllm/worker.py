@@ -3,7 +3,10 @@
 
 What must hold: engine memory under a transfer is not handed back before the transfer is RELEASED.  A
 save's blocks are held by the scheduler until reported here, or waited for when the request is preempted;
-a load's are the request's own until it is reported.  No step waits for a save.
+a load's are the request's own until it is reported.
+
+No step waits for a save, but for one: a producer's prompt ends, and with the answer its consumer comes for
+the blocks.  (vLLM sends the answer with that step, whatever becomes of the request's memory later.)
 """
 
 from __future__ import annotations
@@ -23,20 +26,24 @@ if TYPE_CHECKING:
 logger = logging.getLogger(f"vllm.{__name__}")
 
 GRACE_MS = 1000  # on top of the store's own deadline, which ends each slice
+LATE_MS = 100  # how long a producer's answer waits for storage that was late the last time
 
 
 class WorkerSide:
     def __init__(self, geometry: geo.Geometry, store: Any, num_blocks: int, asynchronous: bool,
-                 timeout_ms: int):
+                 timeout_ms: int, delivers: bool = False):
         self._geo = geometry
         self._store = store
         self._num_blocks = num_blocks
         self._asynchronous = asynchronous
         self._timeout_ms = timeout_ms
+        self._delivers = delivers
         self._map: Any = None
         self._step: Step | None = None
         self._loading: list[tuple[Any, Transfer, float]] = []  # task, what, when to give up
         self._saving: list[tuple[Any, frozenset[str]]] = []  # task, whose blocks it reads
+        self._undelivered: list[Any] = []  # of a producer: saves not known to be STORED
+        self._late = False  # the last delivery was
         self._held: set[str] = set()
         self._received: set[str] = set()  # asynchronous loads that ended without a task
         self._bad_blocks: set[int] = set()
@@ -106,9 +113,13 @@ class WorkerSide:
         step = self._step
         assert step is not None
         # A failed load spoils the steps up to the first that was planned in its knowledge.
-        if not step.saves or self._spoilt > step.acked:
-            return
-        keys, blocks, depths = _join(step.saves)
+        if step.saves and self._spoilt <= step.acked:
+            self._dump(step.saves)
+        if step.deliver:
+            self._deliver()
+
+    def _dump(self, saves: list[Transfer]) -> None:
+        keys, blocks, depths = _join(saves)
         try:
             task = self._store.dump(self._map, keys, blocks, depths)
         except OSError as e:
@@ -116,7 +127,28 @@ class WorkerSide:
             if self._dropped == len(depths):
                 logger.warning("%d blocks not saved (said once): %s", len(depths), e)
             return
-        self._saving.append((task, frozenset(s.req_id for s in step.saves)))
+        self._saving.append((task, frozenset(s.req_id for s in saves)))
+        if self._delivers:
+            self._undelivered = [t for t in self._undelivered if not t.done("stored")]
+            self._undelivered.append(task)
+
+    def _deliver(self) -> None:
+        """Waits until all saves so far are STORED: a block may have come with another request's.  What fails
+        or is late is a miss for the consumer; storage that was late is hardly waited for until it keeps up."""
+        end = time.monotonic() + (LATE_MS if self._late else self._timeout_ms) / 1000
+        late = False
+        for task in self._undelivered:
+            try:
+                task.wait("stored", max(0, round((end - time.monotonic()) * 1000)))
+            except TimeoutError:
+                late = True
+            except OSError:
+                pass  # not stored, and never will be
+        self._undelivered.clear()
+        if late and not self._late:
+            logger.warning("blocks were not stored within %d ms: their consumer will compute them, and until "
+                           "the storage keeps up answers wait %d ms for it", self._timeout_ms, LATE_MS)
+        self._late = late
 
     def transfers_done(self) -> tuple[set[str] | None, set[str] | None]:
         """Finished requests whose blocks may be freed; requests whose loads have ended."""
@@ -164,6 +196,7 @@ class WorkerSide:
             self._settle(task, "load")
         self._loading.clear()
         self._saving.clear()
+        self._undelivered.clear()
         self._map = None
         self._store.close()  # ends the saves under way, within its timeout
 
