@@ -25,7 +25,8 @@ def work(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def zygote(work):
-    with Zygote(work / "zygote.log") as z:
+    # vLLM leaves sockets and the like in the temporary directory.
+    with Zygote(work / "zygote.log", {"TMPDIR": str(work)}) as z:
         yield z
 
 

@@ -35,7 +35,7 @@ class Deployment:
         self.config = {
             "ucm_connectors": [{"ucm_connector_name": "UcmPipelineStore", "ucm_connector_config": {
                 "store_pipeline": "Cache|Posix", "storage_backends": str(self.storage),
-                "cache_buffer_capacity_gb": 0.25, **config}}],
+                "cache_buffer_capacity_gb": 0.25, "posix_segment_mb": 16, **config}}],
             "use_layerwise": True, **connector}
 
     def life(self, environment: dict[str, str] | None = None, **options: Any) -> Life:

@@ -20,6 +20,7 @@ def options(tmp_path):
     return {
         "store_pipeline": "Posix",
         "storage_backends": str(tmp_path),
+        "posix_segment_mb": 1,
         "namespace": f"test {tmp_path}",
         "block_size": NSHARDS * SHARD,
         "shard_size": SHARD,
