@@ -18,7 +18,8 @@
  * flight (a copy under way), block.stored (a dump, until the block is written down).
  *
  *   cache.c       options, open and close, submit, lookup
- *   cache_move.c  the movers: their loop, timers, flights, the ends of parts
+ *   cache_move.c  the movers: their loop, timers, the ends of parts
+ *   cache_copy.c  flights: copies between the engine and the pool
  *   cache_block.c blocks, and children: the xfers to the tier below
  *   cache_in.c    what to do with a load
  *   cache_out.c   what to do with a dump; write-behind
@@ -124,7 +125,7 @@ struct part {
 struct job {
     struct link link; /* in mover.jobs */
     struct mover *m;
-    struct ucm_xfer *x; /* gone after the last part is over */
+    struct ucm_xfer *x;           /* gone after the last part is over */
     uint64_t id, bytes, start_ns; /* start_ns 0: not logged */
     uint64_t deadline_ns;
     _Atomic uint32_t left; /* parts that are not over */
@@ -267,6 +268,9 @@ void ucmi_part_no_slot(struct mover *m, struct part *p, bool foreign);
 /* The pool's answer for a part's block, after an attempt to make room if there is none. */
 enum ucmi_pool_got ucmi_part_get(struct mover *m, struct part *p, struct pass *pass,
                                  uint32_t *slot);
+
+/* cache_copy.c; without cache.lock: queues the copies of a pass; those that cannot be are in fin */
+void ucmi_copy_launch(struct mover *m, struct pass *pass);
 
 /* cache_block.c; with cache.lock held, but for sending */
 struct block *ucmi_block_new(struct cache *c, const struct ucm_slice *s, uint32_t slot, bool whole,

@@ -63,7 +63,11 @@ void ucmi_dump_place(struct mover *m, struct part *p, struct pass *pass)
     if (!p->block && !find_block(m, p, pass))
         return;
     struct block *b = p->block;
-    if (ucmi_block_gap(b, s->shard, end, &p->from, &p->to)) {
+    if (p->job->given_up && !ucmi_block_has(b->ready, s->shard, end)) {
+        p->block = NULL;
+        ucmi_part_over(p, -ETIMEDOUT, &pass->fin);
+        ucmi_block_unref(c, b, &pass->fin);
+    } else if (ucmi_block_gap(b, s->shard, end, &p->from, &p->to)) {
         ucmi_block_begin(c, b, p->from, p->to, pass->now_ns);
         b->failed = false;
         p->state = PART_COPY;

@@ -402,8 +402,8 @@ static void move_done(struct ucm_xfer *x, struct ucm_slice *s, enum ucm_stage st
     if (m->err[stage][i] != 1 || (stage == UCM_STORED && m->err[UCM_RELEASED][i] == 1))
         m->wrong = true;
     m->err[stage][i] = err;
-    if (--m->left[stage] == 0)
-        pthread_cond_broadcast(&m->change);
+    m->left[stage]--;
+    pthread_cond_broadcast(&m->change);
     pthread_mutex_unlock(&m->lock);
 }
 

@@ -259,6 +259,88 @@ static void an_unfinished_block_is_given_up(void **state)
     stack_close(&s);
 }
 
+/* Waits until no more than `left` slices have yet to reach the stage. */
+static void wait_left(struct move *m, enum ucm_stage stage, uint32_t left)
+{
+    uint64_t end = ucmi_now_ns() + PATIENCE_MS * UINT64_C(1000000);
+    pthread_mutex_lock(&m->lock);
+    while (m->left[stage] > left && !ucmi_cond_wait(&m->change, &m->lock, end))
+        ;
+    bool there = m->left[stage] <= left;
+    pthread_mutex_unlock(&m->lock);
+    assert_true(there);
+}
+
+/* The copy of a dump ends after its deadline, and the shard that is still missing is on its way to
+ * another, by a read that hangs: the dump does not wait for that. */
+static void a_late_copy_does_not_wait_for_a_read(void **state)
+{
+    struct stack s;
+    struct shape shape = patient;
+    struct move load, dump;
+    struct ucmi_sim_event *event = ucmi_sim_event_new();
+    shape.device = "sim";
+    stack_open(&s, *state, &shape, NULL);
+    s.below.hold = true;
+    below_put(&s.below, (ucm_key[]){key_of(0)});
+    move_new(&load, &s, false, 0, 1, 3, 1, 0);
+    assert_int_equal(move_submit(&load), 0);
+    below_wait_held(&s.below, 1);
+    move_new(&dump, &s, true, 0, 2, 0, 4, 0);
+    dump.x.v[1].key = key_of(0); /* of the second slice nothing is copied: it tells the time */
+    dump.x.v[1].shard = 3;
+    dump.x.v[1].nshards = 1;
+    dump.x.after = event;
+    s.geo.timeout_ms = SHORT_MS;
+    assert_int_equal(move_submit(&dump), 0);
+    wait_left(&dump, UCM_RELEASED, 1);
+    assert_int_equal(dump.err[UCM_RELEASED][1], -ETIMEDOUT);
+    ucmi_sim_event_fire(event);
+    assert_int_equal(move_wait(&dump, UCM_RELEASED), -ETIMEDOUT);
+    assert_int_equal(move_wait(&dump, UCM_STORED), -ETIMEDOUT);
+    s.below.hold = false;
+    below_release_all(&s.below, 0);
+    assert_int_equal(move_wait(&load, UCM_RELEASED), 0);
+    assert_true(move_right(&load, 0));
+    s.geo.timeout_ms = PATIENCE_MS;
+    move_free(&load);
+    move_free(&dump);
+    check_slots(&s, 100);
+    stack_close(&s);
+    ucmi_sim_event_free(event);
+}
+
+/* The device hangs, and holds as many copies as it may: those whose copy has not begun end in time.
+ */
+static void a_device_that_hangs_holds_what_it_has_and_no_more(void **state)
+{
+    enum { MOST = 32 * 256, N = MOST + 100 }; /* what FLIGHTS_MAX of PASS_PARTS can hold */
+    struct stack s;
+    struct shape shape = patient;
+    struct move m;
+    struct ucmi_sim_event *event = ucmi_sim_event_new();
+    shape.device = "sim";
+    stack_open(&s, *state, &shape, NULL);
+    assert_int_equal(run_move(&s, true, 0, 1), 0);
+    move_new(&m, &s, false, 0, N, 0, 1, 0);
+    for (size_t i = 0; i < N; i++)
+        m.x.v[i].key = key_of(0);
+    m.x.after = event;
+    s.geo.timeout_ms = SHORT_MS;
+    assert_int_equal(move_submit(&m), 0);
+    wait_left(&m, UCM_RELEASED, MOST);
+    ucmi_sim_event_fire(event);
+    assert_int_equal(move_wait(&m, UCM_RELEASED), -ETIMEDOUT);
+    for (size_t i = 0; i < N; i++)
+        assert_true(m.err[UCM_RELEASED][i] ? m.err[UCM_RELEASED][i] == -ETIMEDOUT
+                                           : move_right(&m, i));
+    s.geo.timeout_ms = PATIENCE_MS;
+    move_free(&m);
+    check_slots(&s, 100);
+    stack_close(&s);
+    ucmi_sim_event_free(event);
+}
+
 /* ---- cancel ---- */
 
 static void what_has_not_started_is_canceled(void **state)
@@ -312,6 +394,69 @@ static void failed_copies_fail_their_slices(void **state)
         assert_true(err == 0 || err == -EIO || err == -ENOENT);
     }
     assert_in_range(failed, 1, 59);
+    stack_close(&s);
+}
+
+/* A device that cannot say when copies have ended, or has no more streams: what was on its way
+ * fails, the rest does not. */
+static int deaf_then(void *d, void *stream, void (*fn)(void *arg, int err), void *arg)
+{
+    return -EIO;
+}
+
+static int no_stream(void *d, void **stream_p)
+{
+    return -ENOMEM;
+}
+
+static void a_stream_that_fails_is_replaced(void **state)
+{
+    struct stack s;
+    stack_open(&s, *state, &patient, NULL);
+    const struct ucm_dev_ops *host = s.geo.dev;
+    struct ucm_dev_ops deaf = *host, gone = *host;
+    deaf.then = deaf_then;
+    gone.then = deaf_then;
+    gone.stream_new = no_stream;
+    assert_int_equal(run_move(&s, true, 0, 1), 0);
+    for (int dump = 0; dump < 2; dump++) {
+        s.geo.dev = &deaf;
+        assert_int_equal(run_move(&s, dump, dump, 1), -EIO);
+        s.geo.dev = host;
+        assert_int_equal(run_move(&s, dump, dump, 1), 0);
+    }
+    s.geo.dev = &gone;
+    assert_int_equal(run_move(&s, false, 0, 1), -EIO);
+    s.geo.dev = host;
+    assert_int_equal(run_move(&s, false, 0, 1), -ENODEV); /* and none of it hangs */
+    assert_int_equal(run_move(&s, true, 2, 1), 0);        /* the other one has its own */
+    stack_close(&s);
+}
+
+/* More pieces than are handed to the device at once, and a dump that starts in the middle of them:
+ * each byte goes to its place. */
+static void pieces_of_any_size_are_copied(void **state)
+{
+    enum { PIECES = 2048, SIZE = 4096 / PIECES };
+    struct stack s;
+    struct move m, second;
+    struct iovec iov[PIECES];
+    stack_open(&s, *state, &patient, NULL);
+    move_new(&second, &s, true, 0, 1, 1, 1, 0);
+    assert_int_equal(move_submit(&second), 0);
+    assert_int_equal(move_wait(&second, UCM_RELEASED), 0);
+    for (int dump = 1; dump >= 0; dump--) {
+        move_new(&m, &s, dump, 0, 1, 0, 4, 0);
+        for (size_t i = 0; i < PIECES; i++)
+            iov[i] = (struct iovec){m.memory + i * SIZE, SIZE};
+        m.x.v[0].at.iov = iov;
+        m.x.v[0].niov = PIECES;
+        assert_int_equal(move_submit(&m), 0);
+        assert_int_equal(move_wait(&m, dump ? UCM_STORED : UCM_RELEASED), 0);
+        assert_true(dump ? below_has(&s.below, (ucm_key[]){key_of(0)}) : move_right(&m, 0));
+        move_free(&m);
+    }
+    move_free(&second);
     stack_close(&s);
 }
 
@@ -460,8 +605,12 @@ int main(void)
         TEST(a_dump_is_stored_late_or_timed_out),
         TEST(without_a_slot_a_slice_ends_in_time),
         TEST(an_unfinished_block_is_given_up),
+        TEST(a_late_copy_does_not_wait_for_a_read),
+        TEST(a_device_that_hangs_holds_what_it_has_and_no_more),
         TEST(what_has_not_started_is_canceled),
         TEST(failed_copies_fail_their_slices),
+        TEST(a_stream_that_fails_is_replaced),
+        TEST(pieces_of_any_size_are_copied),
         TEST(queues_are_bounded),
         TEST(close_finishes_the_dumps),
         TEST(close_ends_the_rest),
