@@ -335,6 +335,9 @@ struct ucm_tier {
     void *priv;
     char why[512]; /* open, on failure: what is wrong and what to do */
 };
+struct ucm_lookup { /* one call of ucm_lookup*, which may ask for some keys and ranks at a time */
+    int up_to_date; /* what others have published before the call has been read, or waited for */
+};
 struct ucm_tier_ops {
     struct ucm_plugin p;
     int needs_next; /* cannot be the last tier */
@@ -342,9 +345,9 @@ struct ucm_tier_ops {
     int (*open)(struct ucm_tier *t);   /* may block; the tier below is open */
     void (*close)(struct ucm_tier *t); /* ends each slice it has taken, then stops its threads */
     /* Sets found[i] to `level` for each key of that rank it or a tier below (then level + 1 ...) can
-     * load; skips entries that are not 0.  Any thread. */
+     * load; skips entries that are not 0.  call is passed on.  Any thread. */
     void (*lookup)(struct ucm_tier *t, const ucm_key *keys, size_t n, uint32_t rank, uint8_t level,
-                   uint8_t *found);
+                   uint8_t *found, struct ucm_lookup *call);
     /* Never blocks.  0: taken.  Negative: nothing of it was taken.  Any thread. */
     int (*submit)(struct ucm_tier *t, struct ucm_xfer *x);
     void (*prefetch)(struct ucm_tier *t, const ucm_key *keys, size_t n); /* optional */
@@ -372,7 +375,8 @@ struct ucm_dev_ops {
     /* What is queued from now on waits for an event of the engine. */
     int (*after)(void *d, void *stream, void *event);
     /* Calls fn(arg, err) when all that was queued has ended: once, from any thread, also from within
-     * the call; err is the first failure of those copies.  fn does not block. */
+     * the call; err is the first failure of those copies.  fn does not block, and has returned when
+     * stream_free does. */
     int (*then)(void *d, void *stream, void (*fn)(void *arg, int err), void *arg);
 };
 

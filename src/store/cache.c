@@ -282,11 +282,11 @@ static void cache_prefetch(struct ucm_tier *t, const ucm_key *keys, size_t n)
 }
 
 static void cache_lookup(struct ucm_tier *t, const ucm_key *keys, size_t n, uint32_t rank,
-                         uint8_t level, uint8_t *found)
+                         uint8_t level, uint8_t *found, struct ucm_lookup *call)
 {
     struct cache *c = ((struct options *)t->priv)->c;
     if (ucmi_pool_lookup(c->pool, keys, n, rank, level, found))
-        t->next->ops->lookup(t->next, keys, n, rank, (uint8_t)(level + 1), found);
+        t->next->ops->lookup(t->next, keys, n, rank, (uint8_t)(level + 1), found, call);
     ucmi_gauge(c->counters, UCMI_CACHE_READY, atomic_load(&c->pool->head->ready));
 }
 

@@ -7,8 +7,9 @@
  * records, sync the journal (full), and only then tell who waits.  One flies at a time, so records
  * are in order.
  *
- * A journal write that fails leaves us not knowing what is in the file.  So the lane is let go: who
- * takes it next, most likely we, reads what is there.
+ * The last thing before records are written is to ask whether the lane is still ours.  A journal
+ * write that fails leaves us not knowing what is in the file.  So the lane is let go: who takes it
+ * next, most likely we, reads what is there.
  *
  * Compaction: `journal.new` begins with a summary of all live slots, MOVED ends the old file, the
  * rename makes the new one the journal.  A reader who has read up to MOVED knows all that the
@@ -18,6 +19,8 @@
 
 #include <inttypes.h>
 #include <stdlib.h>
+
+enum { MAX_TOUCHES = UCMI_COMPACT_SLACK / 4 }; /* in a commit */
 
 /* ---- adding ---- */
 
@@ -47,6 +50,23 @@ int ucmi_commit_add(struct ucmi_lane *lane, const struct ucmi_record *r, struct 
     b->r[b->n] = *r;
     b->block[b->n++] = block;
     return 0;
+}
+
+/* Once a tick; and it is only advice: it never makes a journal longer than its room. */
+void ucmi_commit_touch(struct ucmi_posix *p, const ucm_key *key)
+{
+    uint16_t rank = (uint16_t)p->geo->rank;
+    uint32_t tick = ucmi_tick((uint64_t)time(NULL));
+    uint64_t word = ucmi_key_word(key, rank) ^ tick;
+    uint64_t *told = &p->touched[ucmi_key_word(key, rank) % UCMI_TOUCHED];
+    if (*told == word)
+        return;
+    p->wants_lane = !p->nown && !p->read_only;
+    if (!p->nown || p->own[0]->own->lost || p->own[0]->own->pending.n >= MAX_TOUCHES)
+        return;
+    *told = word;
+    struct ucmi_record r = {.op = UCMI_TOUCH, .rank = rank, .key = *key, .tick = tick};
+    ucmi_commit_add(p->own[0], &r, NULL);
 }
 
 void ucmi_batch_fail(struct ucmi_posix *p, struct ucmi_batch *b, int err)
@@ -114,7 +134,10 @@ static void over(struct ucmi_posix *p, struct ucmi_lane *lane, int err)
     own->stage = UCMI_COMMIT_IDLE;
     if (err || own->lost) {
         ucmi_batch_fail(p, b, err ? err : -EIO);
-        ucmi_own_lose(p, lane, "its journal could not be written", err);
+        ucmi_own_lose(p, lane,
+                      err == -EOWNERDEAD ? "another process has taken it"
+                                         : "its journal could not be written",
+                      err);
         return;
     }
     own->records += b->n;
@@ -181,7 +204,8 @@ static off_t lay(struct ucmi_own *own, struct ucmi_record *v, size_t n)
 
 static void write_records(struct ucmi_posix *p, struct ucmi_own *own)
 {
-    off_t off = lay(own, own->flying.r, own->flying.n);
+    int err = ucmi_own_check(p, own->lane);
+    off_t off = err < 0 ? err : lay(own, own->flying.r, own->flying.n);
     own->stage = UCMI_COMMIT_RECORDS;
     if (off < 0)
         over(p, own->lane, (int)off);
@@ -244,11 +268,6 @@ void ucmi_commit_kick(struct ucmi_posix *p, struct ucmi_lane *lane)
     struct ucmi_own *own = lane->own;
     if (own->lost || own->stage != UCMI_COMMIT_IDLE || !own->pending.n)
         return;
-    int err = ucmi_own_check(p, lane);
-    if (err < 0) {
-        ucmi_own_lose(p, lane, "another process has taken it, or it was removed", err);
-        return;
-    }
     struct ucmi_batch b = own->flying;
     own->flying = own->pending;
     own->pending = b;
@@ -346,7 +365,8 @@ static int rename_journal(struct ucmi_posix *p, const struct ucmi_lane *lane)
 }
 
 /* The new file is complete before MOVED sends anybody there, and MOVED is written before the name
- * changes, so who follows the old file always finds out. */
+ * changes, so who follows the old file always finds out.  Where it is not known whether MOVED, or
+ * the new name, got there, the lane is let go. */
 static int move_journal(struct ucmi_posix *p, struct ucmi_lane *lane, int fd,
                         struct ucmi_jtail *tail)
 {
@@ -360,8 +380,10 @@ static int move_journal(struct ucmi_posix *p, struct ucmi_lane *lane, int fd,
     err = ucmi_commit_now(p, lane, &moved, 1);
     if (!err)
         err = rename_journal(p, lane);
-    if (err < 0)
-        return err; /* MOVED or not, the old file goes on */
+    if (err < 0) {
+        ucmi_own_lose(p, lane, "its journal could not be moved", err);
+        return err;
+    }
     ucmi_file_close(p, lane->journal);
     lane->journal = fd;
     lane->generation++;
@@ -391,10 +413,12 @@ static void compact(struct ucmi_posix *p, struct ucmi_lane *lane)
                  lane->name, before, own->records);
         return;
     }
-    /* The journal may grow a little longer before the next attempt. */
-    own->compact_slack += UCMI_COMPACT_SLACK;
     if (fd >= 0)
         ucmi_file_close(p, fd);
     ucmi_log_gated(&gate, 60, UCM_WARN, p->object, "journal of %s: cannot be compacted: %s",
                    lane->name, ucm_strerror(err));
+    /* It may grow a little longer before the next attempt, but not beyond its room. */
+    own->compact_slack += UCMI_COMPACT_SLACK / 4;
+    if (own->compact_slack >= 2 * UCMI_COMPACT_SLACK)
+        ucmi_own_lose(p, lane, "its journal is full", err);
 }

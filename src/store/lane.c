@@ -178,7 +178,7 @@ void ucmi_seg_release(struct ucmi_posix *p, struct ucmi_move *m)
     lane->segs[place / lane->slots].ios--;
     if (m->own_slot) {
         struct ucmi_slot *slot = ucmi_own_slot(lane, place);
-        if (--slot->ios == 0 && slot->state == UCMI_SLOT_DRAINING)
+        if (--slot->ios == 0 && slot->state == UCMI_DISK_DRAINING)
             ucmi_own_free_slot(p, lane, place);
     }
     if (lane->gone && !lane->ios)
@@ -198,14 +198,13 @@ bool ucmi_seg_replaced(struct ucmi_posix *p, struct ucmi_lane *lane, uint32_t pl
 
 /* ---- the index ---- */
 
-bool ucmi_posix_unindex(struct ucmi_posix *p, const ucm_key *key, uint16_t rank, uint16_t lane)
+void ucmi_posix_unindex(struct ucmi_posix *p, const struct ucmi_entry *e)
 {
     pthread_rwlock_wrlock(&p->lock);
-    struct ucmi_entry *e = ucmi_index_find(&p->index, key, rank, lane);
-    if (e)
-        ucmi_index_remove(&p->index, e);
+    struct ucmi_entry *at = ucmi_index_find(&p->index, &e->key, e->rank, e->lane);
+    if (at && at->place == e->place && at->header_sum == e->header_sum)
+        ucmi_index_remove(&p->index, at);
     pthread_rwlock_unlock(&p->lock);
-    return e != NULL;
 }
 
 void ucmi_lane_unindex(struct ucmi_posix *p, const struct ucmi_lane *lane)

@@ -18,7 +18,7 @@ enum ucmi_disk_state {
     UCMI_DISK_OPEN,    /* being written, or its PUT record is */
     UCMI_DISK_LIVE,    /* in the index */
     UCMI_DISK_LEAVING, /* out of the index, its DEL record is being written */
-    UCMI_SLOT_DRAINING /* that is done, but a load still reads it */
+    UCMI_DISK_DRAINING /* that is done, but a load still reads it */
 };
 struct ucmi_slot { /* of our own lanes only */
     ucm_key key;

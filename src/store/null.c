@@ -38,7 +38,7 @@ static void empty_close(struct ucm_tier *t)
 }
 
 static void empty_lookup(struct ucm_tier *t, const ucm_key *keys, size_t n, uint32_t rank,
-                         uint8_t level, uint8_t *found)
+                         uint8_t level, uint8_t *found, struct ucm_lookup *call)
 {
 }
 
@@ -131,7 +131,7 @@ static void fake_remember(struct fake *f, const ucm_key *key, uint32_t rank)
 }
 
 static void fake_lookup(struct ucm_tier *t, const ucm_key *keys, size_t n, uint32_t rank,
-                        uint8_t level, uint8_t *found)
+                        uint8_t level, uint8_t *found, struct ucm_lookup *call)
 {
     struct fake *f = t->priv;
     pthread_mutex_lock(&f->lock);

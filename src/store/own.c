@@ -3,9 +3,10 @@
  * Lanes that are ours: taking one, its slots, letting go.
  *
  * Whoever holds the lock on `lock` may write.  The lock dies with its process.  On network file
- * systems it may be local to a node, so a lane of another host is taken only when its journal has
- * been silent for a minute, and every owner checks before it appends that the header still
- * names it: the one that took the lane last wins, the other lets go.
+ * systems it may be local to a node, so a lane of another boot of another machine is taken only
+ * when its journal has not changed for a minute (an owner there that has nothing to write changes
+ * its time now and then), and every owner checks before it appends that the header still names it:
+ * the one that took the lane last wins, the other lets go.
  *
  * Taking a lane: its journal is read to the end, into the slot table; the header gets a higher
  * epoch and our name; an EPOCH record follows.  From then on nothing that the last owner may have
@@ -23,7 +24,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-enum { SILENT_S = 60 };
+enum { SILENT_S = 60, BEAT_S = 15 };
 
 int ucmi_lock_try(int fd)
 {
@@ -64,7 +65,7 @@ void ucmi_own_free_slot(struct ucmi_posix *p, struct ucmi_lane *lane, uint32_t p
     if (slot->state == UCMI_DISK_OPEN) {
         own->open--;
     } else if (slot->ios) {
-        slot->state = UCMI_SLOT_DRAINING;
+        slot->state = UCMI_DISK_DRAINING;
         return;
     } else {
         own->leaving--;
@@ -202,11 +203,17 @@ static int new_journal(struct ucmi_posix *p, struct ucmi_lane *lane)
 
 /* ---- taking ---- */
 
+/* One kernel, so one table of locks.  Containers on several nodes may well share a host name. */
+static bool same_kernel(const struct ucmi_posix *p, const struct ucmi_journal_header *h)
+{
+    return *p->boot ? strcmp(h->boot, p->boot) == 0 : strcmp(h->host, p->host) == 0;
+}
+
 /* Who else could still be writing?  The lock is ours, but may be good for this node only. */
 static int dead_for_sure(const struct ucmi_posix *p, const struct ucmi_journal_header *h, int fd)
 {
     struct stat st;
-    if (strcmp(h->host, p->host) == 0)
+    if (same_kernel(p, h))
         return 0;
     if (fstat(fd, &st) < 0)
         return -errno;
@@ -520,6 +527,7 @@ static int take(struct ucmi_posix *p, struct ucmi_lane *lane)
     err = fill(p, lane);
     if (err < 0) {
         own_free(p, lane);
+        ucmi_lane_unindex(p, lane); /* followed again, it is read from its beginning */
         return err;
     }
     p->own[p->nown++] = lane;
@@ -549,7 +557,7 @@ int ucmi_own_adopt(struct ucmi_posix *p, bool any_rank, struct ucmi_lane **lane_
     return -ENOENT;
 }
 
-static int create(struct ucmi_posix *p, struct ucmi_lane **lane_p)
+static int create_locked(struct ucmi_posix *p, struct ucmi_lane **lane_p)
 {
     char name[UCMI_LANE_NAME];
     for (int tries = 0; tries < 16; tries++) {
@@ -572,6 +580,15 @@ static int create(struct ucmi_posix *p, struct ucmi_lane **lane_p)
     return -EBUSY;
 }
 
+static int create(struct ucmi_posix *p, struct ucmi_lane **lane_p)
+{
+    int lock = ucmi_room_for_lane(p);
+    int err = lock < 0 ? lock : create_locked(p, lane_p);
+    if (lock >= 0)
+        ucmi_file_close(p, lock);
+    return err;
+}
+
 int ucmi_own_any(struct ucmi_posix *p, struct ucmi_lane **lane_p)
 {
     static struct ucmi_log_gate gate;
@@ -584,13 +601,27 @@ int ucmi_own_any(struct ucmi_posix *p, struct ucmi_lane **lane_p)
         err = ucmi_own_adopt(p, false, lane_p);
     if (err == -ENOENT && p->ns_fd >= 0)
         err = create(p, lane_p);
-    if (err < 0) {
+    if (err < 0 && err != -EAGAIN) { /* else somebody else just makes room for his own */
         p->no_lane_until_ns = now + UCMI_RETRY_NS;
         p->no_lane_err = err;
         ucmi_log_gated(&gate, 60, UCM_WARN, p->object, "nothing can be stored: no lane: %s",
                        ucm_strerror(err));
     }
     return err;
+}
+
+/* Tells other nodes, which may not see our locks, that somebody lives here. */
+uint64_t ucmi_own_beat(struct ucmi_posix *p)
+{
+    uint64_t now = ucmi_now_ns();
+    if (!p->network || !p->nown)
+        return UINT64_MAX;
+    if (now >= p->beat_ns) {
+        for (unsigned i = 0; i < p->nown; i++)
+            futimens(p->own[i]->journal, NULL); /* where it fails the next append will tell */
+        p->beat_ns = now + BEAT_S * UINT64_C(1000000000);
+    }
+    return p->beat_ns;
 }
 
 /* ---- letting go ---- */

@@ -10,7 +10,6 @@
  */
 #include "store/posix.h"
 
-#include <ctype.h>
 #include <fcntl.h>
 #include <inttypes.h>
 #include <stdio.h>
@@ -42,6 +41,9 @@ static const struct ucm_option options[] = {
      "how many loads and dumps may wait; more are refused"},
     {"posix_io_depth", UCM_T_INT, AT(io_depth), "32", "1", "128",
      "how many blocks are read or written at a time"},
+    {"posix_stall_ms", UCM_T_INT, AT(stall_ms), "5000", "1", "3600000",
+     "storage that has answered nothing for so long, with work to do, is passed by (lookups miss, "
+     "loads and dumps fail at once) until it answers"},
     {NULL},
 };
 #undef AT
@@ -251,11 +253,45 @@ static int posix_open(struct ucm_tier *t)
     return err;
 }
 
+void ucmi_posix_free(struct ucmi_posix *p)
+{
+    const struct ucm_geometry *geo = p->geo;
+    tear_down(p);
+    ucmi_store_release(geo); /* *p is gone with the store */
+}
+
 static void posix_close(struct ucm_tier *t)
 {
     struct ucmi_posix *p = t->priv;
-    ucmi_pump_stop(p);
-    tear_down(p);
+    char object[sizeof p->object];
+
+    memcpy(object, p->object, sizeof object);
+    ucmi_store_hold(p->geo);
+    if (ucmi_pump_stop(p))
+        ucmi_posix_free(p);
+    else
+        ucmi_log(UCM_WARN, object,
+                 "does not answer: closed without it; the memory of what is under way is kept");
+}
+
+/* ---- storage that hangs ---- */
+
+static bool stalled(struct ucmi_posix *p)
+{
+    uint64_t since = atomic_load_explicit(&p->busy_ns, memory_order_relaxed);
+    bool is = since && ucmi_now_ns() > since + (uint64_t)p->stall_ms * UINT64_C(1000000);
+    if (is == atomic_load_explicit(&p->stalled, memory_order_relaxed) ||
+        atomic_exchange(&p->stalled, is) == is)
+        return is;
+    ucmi_gauge(p->t->counters, UCMI_DISK_STALLED, is);
+    if (is)
+        ucmi_log(UCM_WARN, p->object,
+                 "has answered nothing for %" PRId64
+                 " ms (posix_stall_ms): passed by until it does",
+                 p->stall_ms);
+    else
+        ucmi_log(UCM_WARN, p->object, "answers again");
+    return is;
 }
 
 /* ---- looking up ---- */
@@ -283,27 +319,34 @@ static bool maybe_news(struct ucmi_posix *p)
     return news;
 }
 
-/* Callers that come while the pump reads wait for its next reading; one reading serves them all. */
-static void read_news(struct ucmi_posix *p)
+/* Callers that come while the pump reads wait for its next reading; one reading serves them all.
+ * Where one has waited in vain, nobody waits until the pump has read again. */
+static void read_news(struct ucmi_posix *p, uint64_t until)
 {
-    uint64_t until = ucmi_now_ns() + p->geo->lookup_timeout_ms * UINT64_C(1000000);
     pthread_mutex_lock(&p->news_lock);
     uint64_t mine = ++p->news_asked;
+    bool late = p->news_late;
     pthread_mutex_unlock(&p->news_lock);
     ucmi_pump_wake(p);
+    if (late)
+        return;
     pthread_mutex_lock(&p->news_lock);
-    while (p->news_done < mine && !ucmi_cond_wait(&p->news_read, &p->news_lock, until))
-        ;
+    while (p->news_done < mine && !late)
+        late = ucmi_cond_wait(&p->news_read, &p->news_lock, until) != 0;
+    p->news_late |= p->news_done < mine;
     pthread_mutex_unlock(&p->news_lock);
 }
 
 static void posix_lookup(struct ucm_tier *t, const ucm_key *keys, size_t n, uint32_t rank,
-                         uint8_t level, uint8_t *found)
+                         uint8_t level, uint8_t *found, struct ucm_lookup *call)
 {
     struct ucmi_posix *p = t->priv;
-    if (!probe(p, keys, n, rank, level, found) || !maybe_news(p))
+    if (stalled(p) || !probe(p, keys, n, rank, level, found) || call->up_to_date)
         return;
-    read_news(p);
+    call->up_to_date = 1;
+    if (!maybe_news(p))
+        return;
+    read_news(p, ucmi_now_ns() + p->geo->lookup_timeout_ms * UINT64_C(1000000));
     probe(p, keys, n, rank, level, found);
 }
 
@@ -316,6 +359,8 @@ static int posix_submit(struct ucm_tier *t, struct ucm_xfer *x)
         return -ESHUTDOWN;
     if (!x->n)
         return 0;
+    if (stalled(p))
+        return -EIO;
     /* The pump empties the queue into lists of its own: the bound is on both together. */
     struct ucmi_job *job = NULL;
     int err = atomic_fetch_add(&p->waiting, 1) < p->queue_depth ? 0 : -EAGAIN;

@@ -22,6 +22,7 @@
 #include "io/io.h"
 #include "store/index.h"
 #include "store/lane.h"
+#include "store/store.h"
 
 enum ucmi_sync { UCMI_SYNC_NONE, UCMI_SYNC_DATA, UCMI_SYNC_FULL };
 enum {
@@ -44,6 +45,7 @@ struct ucmi_job { /* an xfer here */
     struct ucmi_posix *p;
     struct ucm_xfer *x; /* gone with the last done() */
     uint64_t id, deadline_ns, start_ns, bytes;
+    int event_err; /* of the device, from `ready` to the pump */
     uint32_t n, started;
     uint32_t left; /* calls of done() to come */
     bool dump;
@@ -106,7 +108,7 @@ struct ucmi_posix {
     const char *backends;
     int io_direct, engine, sync;
     double capacity_gb;
-    int64_t segment_mb, queue_depth, io_depth;
+    int64_t segment_mb, queue_depth, io_depth, stall_ms;
 
     /* constant while open */
     struct ucm_tier *t;
@@ -126,8 +128,10 @@ struct ucmi_posix {
     struct ucmi_queue queue;
     _Atomic bool asleep, closing;
     _Atomic(struct ucmi_job *) ready; /* their event has come */
-    _Atomic uint64_t events;          /* jobs whose event has not */
     _Atomic int64_t waiting;          /* jobs of which something has not started */
+    _Atomic bool stalled;             /* said in the log */
+    _Atomic uint64_t
+        busy_ns; /* the pump works or waits for I/O, and nothing has come back since; 0: idle */
     pthread_rwlock_t lock;
     struct ucmi_index index;
     _Atomic uint64_t ns_stamp; /* of the namespace directory when it was last read; 0: read it */
@@ -137,13 +141,15 @@ struct ucmi_posix {
     bool quiet; /* the watches are of all lanes that are followed */
     pthread_mutex_t news_lock;
     pthread_cond_t news_read;
-    uint64_t news_asked, news_done; /* guarded by news_lock */
+    uint64_t news_asked, news_done; /* guarded by news_lock, as are: */
+    bool news_late;                 /* who asked was not answered in time, nor has been since */
+    bool over, left_alone;          /* the pump has ended; nobody waits for that any more */
 
     /* the pump's */
     pthread_t thread;
-    bool started;
     int root_fd; /* <backend>/ucm */
     void *stream;
+    unsigned events; /* jobs that wait for one of the device, or have not been taken since */
     struct ucmi_lane *lanes[UCMI_MAX_LANES + 1];
     unsigned nlanes; /* ids in use: 1 .. nlanes */
     struct ucmi_lane *own[64];
@@ -166,14 +172,24 @@ struct ucmi_posix {
     int no_lane_err;
     uint64_t touched[UCMI_TOUCHED]; /* key word ^ tick of recent touches */
     unsigned open_segs;
-    bool shrunk; /* to the bound, once */
+    bool fits;          /* all there is has been seen to fit the bound */
+    uint64_t shrink_ns; /* when it is looked at again */
+    uint64_t beat_ns;   /* when other nodes are told that we live */
+    bool wants_lane; /* a load had something to tell the owners of lanes, and there is no journal */
     uint64_t own_bytes;
 };
+
+/* ---- posix.c ---- */
+
+/* Everything but the options; lets go of the store. */
+void ucmi_posix_free(struct ucmi_posix *p);
 
 /* ---- pump.c ---- */
 
 int ucmi_pump_start(struct ucmi_posix *p);
-void ucmi_pump_stop(struct ucmi_posix *p);
+/* false: some I/O is still out after timeout_ms; the pump will end by itself when it comes back, if
+ * ever, and then calls ucmi_posix_free. */
+bool ucmi_pump_stop(struct ucmi_posix *p);
 void ucmi_pump_wake(struct ucmi_posix *p);
 void ucmi_pump_send(struct ucmi_posix *p, struct ucmi_sent *s);
 /* Writes and waits; other completions are kept for later.  0 or -errno. */
@@ -214,6 +230,8 @@ uint64_t ucmi_blocks_deadline(const struct ucmi_posix *p);
 /* ---- commit.c ---- */
 
 int ucmi_commit_add(struct ucmi_lane *lane, const struct ucmi_record *r, struct ucmi_block *block);
+/* Tells the owner of the block's lane that it has been of use, by way of a journal of ours. */
+void ucmi_commit_touch(struct ucmi_posix *p, const ucm_key *key);
 void ucmi_commit_kick(struct ucmi_posix *p, struct ucmi_lane *lane);
 void ucmi_batch_fail(struct ucmi_posix *p, struct ucmi_batch *b, int err);
 /* Writes records at once: only when nothing flies (taking, shrinking). */
@@ -246,7 +264,8 @@ bool ucmi_lane_name_ok(const char *name);
 /* May another process have published what the index does not know?  Any thread, lock held. */
 bool ucmi_news_possible(const struct ucmi_posix *p);
 void ucmi_lane_close_journal(struct ucmi_posix *p, struct ucmi_lane *lane);
-bool ucmi_posix_unindex(struct ucmi_posix *p, const ucm_key *key, uint16_t rank, uint16_t lane);
+/* Takes out the entry of that block, unless another has come in its place since. */
+void ucmi_posix_unindex(struct ucmi_posix *p, const struct ucmi_entry *e);
 
 /* ---- own.c ---- */
 
@@ -258,6 +277,8 @@ int ucmi_own_adopt(struct ucmi_posix *p, bool any_rank, struct ucmi_lane **lane_
  * take it. */
 void ucmi_own_lose(struct ucmi_posix *p, struct ucmi_lane *lane, const char *why, int err);
 void ucmi_own_drain(struct ucmi_posix *p, struct ucmi_lane *lane);
+/* Says that we live, when it is time; returns when it is again. */
+uint64_t ucmi_own_beat(struct ucmi_posix *p);
 void ucmi_own_release(struct ucmi_posix *p, struct ucmi_lane *lane);
 /* Is it still ours?  Before each append. */
 int ucmi_own_check(struct ucmi_posix *p, struct ucmi_lane *lane);
@@ -283,9 +304,13 @@ void ucmi_head_fill(const struct ucmi_posix *p, struct ucmi_journal_header *h);
 
 /* The smallest capacity in bytes that can hold a block. */
 uint64_t ucmi_room_least(const struct ucmi_posix *p);
+/* Locks the room and sees that a lane more fits: a descriptor whose closing unlocks it; -EAGAIN:
+ * another process is at it, -ENOSPC. */
+int ucmi_room_for_lane(struct ucmi_posix *p);
 /* A free slot, now OPEN.  -EAGAIN: one will come; -ENOSPC: none can; or why there is no lane. */
 int ucmi_room_get(struct ucmi_posix *p, struct ucmi_lane **lane_p, uint32_t *place_p);
-/* The block in this slot of ours is bad: takes it out. */
-void ucmi_room_drop(struct ucmi_posix *p, struct ucmi_lane *lane, uint32_t place);
+/* The block is bad, or its segment gone: takes it out of our lane, unless the slot is another
+ * block's by now. */
+void ucmi_room_drop(struct ucmi_posix *p, struct ucmi_lane *lane, const struct ucmi_entry *e);
 
 #endif

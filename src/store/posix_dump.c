@@ -276,6 +276,19 @@ static int may_start(const struct ucmi_posix *p, const struct ucmi_job *job)
     return p->read_only ? -EROFS : 0;
 }
 
+/* Dumped again it has been of use, and is leased: it must not make room for the next of the dump.
+ */
+static bool already_there(struct ucmi_posix *p, const ucm_key *key)
+{
+    struct ucmi_entry *e = ucmi_index_find(&p->index, key, (uint16_t)p->geo->rank, 0);
+    if (!e)
+        return false;
+    atomic_store_explicit(&e->seen, (uint32_t)time(NULL), memory_order_relaxed);
+    if (!p->lanes[e->lane]->own)
+        ucmi_commit_touch(p, key);
+    return true;
+}
+
 int ucmi_dump_start(struct ucmi_posix *p, struct ucmi_part *part)
 {
     const struct ucm_slice *s = part->s;
@@ -283,7 +296,7 @@ int ucmi_dump_start(struct ucmi_posix *p, struct ucmi_part *part)
     int err = may_start(p, part->job);
 
     if (!err && !(b = block_find(p, &s->key))) {
-        if (ucmi_index_find(&p->index, &s->key, (uint16_t)p->geo->rank, 0)) {
+        if (already_there(p, &s->key)) {
             ucmi_count(p->t->counters, UCMI_DISK_PRESENT, 1);
             ucmi_part_end(part, 0);
             return 0;

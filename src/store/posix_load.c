@@ -8,7 +8,8 @@
  *
  * A slot of another's lane may have been given to another block since its record was read: then the
  * header names that other block, the entry is dropped as stale, and the block is looked for
- * elsewhere. Our own slots cannot change under a load (`loads` holds them), so there it is damage.
+ * elsewhere.  Our own slots cannot change under a load (ucmi_seg_hold), so there it is damage.  A
+ * lane that becomes ours, or ceases to be, under a load is read like another's to its end.
  */
 #include "store/posix.h"
 
@@ -23,22 +24,12 @@ static bool passing(const struct ucmi_posix *p, int err)
 
 /* ---- after the read ---- */
 
-static void touch(struct ucmi_posix *p, struct ucmi_lane *lane, const ucm_key *key, uint32_t place)
+static void touch(struct ucmi_posix *p, const struct ucmi_move *m)
 {
-    uint16_t rank = (uint16_t)p->geo->rank;
-    uint32_t tick = ucmi_tick((uint64_t)time(NULL));
-    if (lane->own) {
-        ucmi_own_slot(lane, place)->tick = tick;
-        return;
-    }
-    /* Told to the owner by way of our own journal, if we have one, once a tick. */
-    uint64_t word = ucmi_key_word(key, rank) ^ tick;
-    uint64_t *told = &p->touched[ucmi_key_word(key, rank) % UCMI_TOUCHED];
-    if (!p->nown || *told == word)
-        return;
-    *told = word;
-    struct ucmi_record r = {.op = UCMI_TOUCH, .rank = rank, .key = *key, .tick = tick};
-    ucmi_commit_add(p->own[0], &r, NULL);
+    if (m->own_slot)
+        ucmi_own_slot(m->lane, m->place)->tick = ucmi_tick((uint64_t)time(NULL));
+    else
+        ucmi_commit_touch(p, &m->part->s->key);
 }
 
 /* Is this the header of the block, as published?  0; -ENOENT: another's; -EBADMSG. */
@@ -52,7 +43,7 @@ static int check_header(const struct ucmi_posix *p, const struct ucmi_move *m)
     bool ours = memcmp(h->ns, geo->ns, sizeof h->ns) == 0 && h->rank == geo->rank &&
                 ucmi_key_eq(&h->key, &m->part->s->key) && (uint32_t)h->sum == m->header_sum;
     if (!ours)
-        return m->lane->own ? -EBADMSG : -ENOENT;
+        return m->own_slot ? -EBADMSG : -ENOENT;
     return h->nshards == geo->nshards && h->shard_size == geo->shard_size ? 0 : -EBADMSG;
 }
 
@@ -67,12 +58,20 @@ static int check_shards(struct ucmi_posix *p, const struct ucmi_move *m)
 }
 
 /* The block is not where the index says: nobody shall be sent there again. */
-static void drop(struct ucmi_posix *p, struct ucmi_lane *lane, const ucm_key *key, uint32_t place)
+static void drop(struct ucmi_posix *p, struct ucmi_lane *lane, const struct ucmi_entry *e)
 {
     if (lane->own)
-        ucmi_room_drop(p, lane, place);
-    else
-        ucmi_posix_unindex(p, key, (uint16_t)p->geo->rank, lane->id);
+        ucmi_room_drop(p, lane, e);
+    ucmi_posix_unindex(p, e);
+}
+
+static struct ucmi_entry entry_of(const struct ucmi_posix *p, const struct ucmi_move *m)
+{
+    return (struct ucmi_entry){.key = m->part->s->key,
+                               .place = m->place,
+                               .header_sum = m->header_sum,
+                               .lane = m->lane->id,
+                               .rank = (uint16_t)p->geo->rank};
 }
 
 static void log_bad(struct ucmi_posix *p, const struct ucmi_move *m)
@@ -91,6 +90,7 @@ static void finish(struct ucmi_posix *p, struct ucmi_move *m)
     struct ucmi_part *part = m->part;
     struct ucmi_lane *lane = m->lane;
     struct ucm_counters *c = p->t->counters;
+    const struct ucmi_entry e = entry_of(p, m);
     int err = m->err;
 
     if (!err)
@@ -100,19 +100,19 @@ static void finish(struct ucmi_posix *p, struct ucmi_move *m)
     ucmi_count(c, UCMI_DISK_READS, 1);
     if (!err) {
         ucmi_count(c, UCMI_DISK_READ_BYTES, (int64_t)(m->nshards * p->geo->shard_size));
-        touch(p, lane, &part->s->key, m->place);
+        touch(p, m);
     } else if (err == -EBADMSG) {
         ucmi_count(c, UCMI_DISK_BAD, 1);
         log_bad(p, m);
-        drop(p, lane, &part->s->key, m->place);
+        drop(p, lane, &e);
     } else if (err == -ENOENT) {
         ucmi_count(c, UCMI_DISK_STALE, 1);
         if (!ucmi_seg_replaced(p, lane, m->place))
-            drop(p, lane, &part->s->key, m->place);
+            drop(p, lane, &e);
     } else {
         ucmi_count(c, UCMI_DISK_ERRORS, 1);
         if (!passing(p, err))
-            drop(p, lane, &part->s->key, m->place);
+            drop(p, lane, &e);
     }
     ucmi_seg_release(p, m); /* the lane may go with it */
     ucmi_move_free(p, m);
@@ -171,16 +171,18 @@ static int find(struct ucmi_posix *p, const struct ucmi_part *part, struct ucmi_
             ucmi_lanes_refresh(p);
             continue;
         }
-        e->place = at->place;
-        e->header_sum = at->header_sum;
-        e->lane = at->lane;
+        *e = (struct ucmi_entry){.key = *key,
+                                 .place = at->place,
+                                 .header_sum = at->header_sum,
+                                 .lane = at->lane,
+                                 .rank = rank};
         struct ucmi_lane *lane = p->lanes[at->lane];
         int fd = ucmi_seg_fd(p, lane, at->place / lane->slots, false);
         if (fd >= 0 || passing(p, fd))
             return MIN(fd, 0);
         if (fd != -ENOENT && fd != -ESTALE)
             ucmi_count(p->t->counters, UCMI_DISK_ERRORS, 1);
-        drop(p, lane, key, at->place); /* the segment is no more, or not for us */
+        drop(p, lane, e); /* the segment is no more, or not for us */
     }
 }
 

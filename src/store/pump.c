@@ -9,6 +9,11 @@
  * it and wakes the engine, and a wake is remembered until the next reap.
  *
  * Loads go first; when both wait, a quarter of the I/O is the dumps', so neither starves.
+ *
+ * Storage that hangs holds the pump, or all of its I/O: `busy_ns` says since when nothing has come
+ * back, and callers pass such a tier by (ucmi_posix_stalled) until something does.  A pump that
+ * cannot end when its store is closed is left alone: it keeps what its I/O needs, the store with
+ * it, and frees all that should the I/O end.
  */
 #include "store/posix.h"
 
@@ -76,13 +81,11 @@ static void event_came(void *arg, int err)
     struct ucmi_job *job = arg;
     struct ucmi_posix *p = job->p;
 
-    if (err)
-        job->deadline_ns = 0; /* nothing of it can start */
+    job->event_err = err;
     job->ready_next = atomic_load(&p->ready);
     while (!atomic_compare_exchange_weak(&p->ready, &job->ready_next, job))
         ;
-    ucmi_pump_wake(p);
-    atomic_fetch_sub(&p->events, 1); /* the last touch: closing waits for it */
+    ucmi_pump_wake(p); /* the pump frees its stream before it ends, and that waits for us */
 }
 
 static void queue_job(struct ucmi_posix *p, struct ucmi_job *job)
@@ -107,10 +110,10 @@ static void await_event(struct ucmi_posix *p, struct ucmi_job *job)
         fail_rest(job, err);
         return;
     }
-    atomic_fetch_add(&p->events, 1);
+    p->events++;
     err = dev->then(state, p->stream, event_came, job);
     if (err < 0) {
-        atomic_fetch_sub(&p->events, 1);
+        p->events--;
         fail_rest(job, err);
     }
 }
@@ -135,7 +138,11 @@ static void take_jobs(struct ucmi_posix *p)
     struct ucmi_job *ready = atomic_exchange(&p->ready, NULL);
     while (ready) {
         struct ucmi_job *next = ready->ready_next;
-        queue_job(p, ready);
+        p->events--;
+        if (ready->event_err)
+            fail_rest(ready, ready->event_err); /* nothing of it can start */
+        else
+            queue_job(p, ready);
         ready = next;
     }
 }
@@ -246,6 +253,8 @@ static int reap(struct ucmi_posix *p, int timeout_ms)
     for (int i = 0; i < n; i++)
         STAILQ_INSERT_TAIL(&p->stash, (struct ucmi_sent *)v[i]->arg, next);
     p->sent -= (unsigned)MAX(n, 0);
+    if (n > 0 || !p->sent)
+        atomic_store(&p->busy_ns, p->sent ? ucmi_now_ns() : 0);
     return n;
 }
 
@@ -441,6 +450,7 @@ static void answer_news(struct ucmi_posix *p)
     ucmi_lanes_refresh(p);
     pthread_mutex_lock(&p->news_lock);
     p->news_done = asked;
+    p->news_late = false;
     pthread_cond_broadcast(&p->news_read);
     pthread_mutex_unlock(&p->news_lock);
 }
@@ -452,6 +462,12 @@ static void tend_lanes(struct ucmi_posix *p)
             ucmi_own_drain(p, p->own[i]);
         else
             ucmi_commit_kick(p, p->own[i]);
+    if (p->wants_lane && STAILQ_EMPTY(&p->loads) && !p->loads_out) {
+        struct ucmi_lane *lane;
+        p->wants_lane = false;
+        if (!p->nown)
+            ucmi_own_any(p, &lane); /* if there is none to be had, nobody is told */
+    }
 }
 
 static bool commits_idle(const struct ucmi_posix *p)
@@ -474,15 +490,15 @@ static bool close_down(struct ucmi_posix *p, uint64_t deadline_ns)
     fail_list(&p->loads, UINT64_MAX, -ECANCELED);
     if (ucmi_now_ns() >= deadline_ns)
         fail_list(&p->dumps, UINT64_MAX, -ECANCELED);
-    if (!nothing_moves(p) || atomic_load(&p->events))
+    if (!nothing_moves(p) || p->events)
         return false;
     ucmi_blocks_abandon(p, true);
     return TAILQ_EMPTY(&p->blocks);
 }
 
-static int sleep_ms(const struct ucmi_posix *p, uint64_t closing_ns)
+static int sleep_ms(struct ucmi_posix *p, uint64_t closing_ns)
 {
-    uint64_t now = ucmi_now_ns(), until = ucmi_blocks_deadline(p);
+    uint64_t now = ucmi_now_ns(), until = MIN(ucmi_blocks_deadline(p), ucmi_own_beat(p));
 
     if (!STAILQ_EMPTY(&p->loads))
         until = MIN(until, STAILQ_FIRST(&p->loads)->deadline_ns);
@@ -498,12 +514,13 @@ static int sleep_ms(const struct ucmi_posix *p, uint64_t closing_ns)
     return until == UINT64_MAX ? -1 : (int)MIN((until - now) / 1000000 + 1, (uint64_t)INT_MAX);
 }
 
-static void *pump_main(void *arg)
+static void run(struct ucmi_posix *p)
 {
-    struct ucmi_posix *p = arg;
     uint64_t closing_ns = 0;
 
     for (;;) {
+        if (!atomic_load(&p->busy_ns))
+            atomic_store(&p->busy_ns, ucmi_now_ns());
         atomic_store(&p->asleep, true);
         take_jobs(p);
         answer_news(p);
@@ -520,8 +537,10 @@ static void *pump_main(void *arg)
             if (!closing_ns)
                 closing_ns = now + p->geo->timeout_ms * UINT64_C(1000000);
             if (close_down(p, closing_ns))
-                return NULL;
+                return;
         }
+        if (!p->sent)
+            atomic_store(&p->busy_ns, 0);
         /* A wake since the top may have ended a wait within: then there is something to take. */
         reap(p, atomic_load(&p->asleep) ? sleep_ms(p, closing_ns) : 0);
         atomic_store(&p->asleep, false);
@@ -529,21 +548,43 @@ static void *pump_main(void *arg)
     }
 }
 
-int ucmi_pump_start(struct ucmi_posix *p)
+static void *pump_main(void *arg)
 {
-    int err = ucmi_thread_start(&p->thread, "ucm-posix", pump_main, p);
-    p->started = err == 0;
-    return err;
-}
-
-void ucmi_pump_stop(struct ucmi_posix *p)
-{
-    if (!p->started)
-        return;
-    atomic_store(&p->closing, true);
-    ucmi_pump_wake(p);
-    pthread_join(p->thread, NULL);
-    p->started = false;
+    struct ucmi_posix *p = arg;
+    run(p);
     if (p->stream)
         p->geo->dev->stream_free(p->geo->dev_state, p->stream);
+    pthread_mutex_lock(&p->news_lock);
+    p->over = true;
+    bool alone = p->left_alone;
+    pthread_cond_broadcast(&p->news_read);
+    pthread_mutex_unlock(&p->news_lock);
+    if (alone)
+        ucmi_posix_free(p);
+    return NULL;
+}
+
+int ucmi_pump_start(struct ucmi_posix *p)
+{
+    return ucmi_thread_start(&p->thread, "ucm-posix", pump_main, p);
+}
+
+bool ucmi_pump_stop(struct ucmi_posix *p)
+{
+    enum { GRACE_NS = 1000000000 }; /* for the pump to end what has come back */
+    uint64_t until = ucmi_now_ns() + p->geo->timeout_ms * UINT64_C(1000000) + GRACE_NS;
+
+    atomic_store(&p->closing, true);
+    ucmi_pump_wake(p);
+    pthread_mutex_lock(&p->news_lock);
+    while (!p->over && !ucmi_cond_wait(&p->news_read, &p->news_lock, until))
+        ;
+    p->left_alone = !p->over;
+    bool ended = p->over;
+    pthread_mutex_unlock(&p->news_lock);
+    if (ended)
+        pthread_join(p->thread, NULL);
+    else
+        pthread_detach(p->thread);
+    return ended;
 }

@@ -29,7 +29,8 @@ enum {
     SMALL_LANE = 4096,  /* slots that are scanned in no time */
     SCAN_PAUSE_NS = 100000000,
     FULL_NS = 1000000000,
-    LOCK_RETRY_NS = 2000000
+    LOCK_RETRY_NS = 2000000,
+    SHRINK_PAUSE_NS = 50000000
 };
 
 /* ---- what is used ---- */
@@ -107,6 +108,33 @@ static int lock_root(struct ucmi_posix *p)
     return err < 0 ? err : fd;
 }
 
+/* The same for what a dump waits for: it is tried again soon if another process is at it. */
+static int lock_room(struct ucmi_posix *p)
+{
+    int lock = lock_root(p);
+    if (lock == -EAGAIN)
+        p->retry_ns = ucmi_now_ns() + LOCK_RETRY_NS;
+    return lock;
+}
+
+/* Do `more` bytes fit?  With the lock held. */
+static int check_bound(struct ucmi_posix *p, uint64_t more)
+{
+    uint64_t used = 0;
+    int err = p->capacity ? used_bytes(p, &used) : 0;
+    return err < 0 ? err : p->capacity && used + more > p->capacity ? -ENOSPC : 0;
+}
+
+int ucmi_room_for_lane(struct ucmi_posix *p)
+{
+    enum { LANE_PAGES = 1 + 2 * 2 + 1 }; /* its directory, its journal twice, and one to be safe */
+    int lock = lock_room(p);
+    int err = lock < 0 ? lock : check_bound(p, LANE_PAGES * UCMI_PAGE);
+    if (err < 0 && lock >= 0)
+        ucmi_file_close(p, lock);
+    return err < 0 ? err : lock;
+}
+
 static uint64_t segment_size(const struct ucmi_lane *lane)
 {
     return lane->slots * lane->slot_size;
@@ -167,19 +195,17 @@ static int make_segment(struct ucmi_posix *p, struct ucmi_lane *lane, uint32_t s
 
 static int grow_locked(struct ucmi_posix *p, struct ucmi_lane *lane)
 {
-    if (p->capacity) {
-        uint64_t used = 0, journal = ucmi_journal_room(lane->own->total + lane->slots);
-        struct stat st;
-        int err = fstat(lane->journal, &st) < 0 ? -errno : used_bytes(p, &used);
-        if (err < 0)
-            return err;
-        uint64_t has = MIN((uint64_t)st.st_blocks * 512, journal);
-        if (used + segment_charge(segment_size(lane)) + 2 * (journal - has) > p->capacity)
-            return -ENOSPC;
-    }
+    uint64_t journal = ucmi_journal_room(lane->own->total + lane->slots);
+    struct stat st;
+    if (fstat(lane->journal, &st) < 0)
+        return -errno;
+    uint64_t has = MIN((uint64_t)st.st_blocks * 512, journal);
+    int err = check_bound(p, segment_charge(segment_size(lane)) + 2 * (journal - has));
+    if (err < 0)
+        return err;
     /* Something that is no segment of ours may have the name: it keeps it. */
     uint32_t n = new_segment_number(lane, 0), most = n + FOREIGN_NAMES;
-    int err = make_segment(p, lane, n);
+    err = make_segment(p, lane, n);
     while (err == -EEXIST && n < most) {
         n = new_segment_number(lane, n + 1);
         err = make_segment(p, lane, n);
@@ -194,12 +220,10 @@ static int grow(struct ucmi_posix *p, struct ucmi_lane *lane)
     uint64_t now = ucmi_now_ns();
     if (now < p->full_until_ns)
         return -ENOSPC;
-    int lock = lock_root(p);
+    int lock = lock_room(p);
     int err = lock < 0 ? lock : grow_locked(p, lane);
     if (lock >= 0)
         ucmi_file_close(p, lock);
-    if (err == -EAGAIN)
-        p->retry_ns = now + LOCK_RETRY_NS;
     if (err == -ENOSPC || err == -EDQUOT) {
         p->full_until_ns = now + FULL_NS;
         ucmi_log_gated(&gate, 600, UCM_INFO, p->object,
@@ -388,12 +412,17 @@ static bool leave(struct ucmi_posix *p, struct ucmi_lane *lane, uint32_t place)
     return true;
 }
 
-void ucmi_room_drop(struct ucmi_posix *p, struct ucmi_lane *lane, uint32_t place)
+void ucmi_room_drop(struct ucmi_posix *p, struct ucmi_lane *lane, const struct ucmi_entry *e)
 {
-    if (ucmi_own_slot(lane, place)->state != UCMI_DISK_LIVE)
+    uint32_t segment = e->place / lane->slots;
+    if (segment >= lane->nsegs || !lane->segs[segment].slots)
+        return;
+    const struct ucmi_slot *slot = ucmi_own_slot(lane, e->place);
+    if (slot->state != UCMI_DISK_LIVE || slot->header_sum != e->header_sum ||
+        !ucmi_key_eq(&slot->key, &e->key))
         return;
     pthread_rwlock_wrlock(&p->lock);
-    leave(p, lane, place);
+    leave(p, lane, e->place);
     pthread_rwlock_unlock(&p->lock);
 }
 
@@ -471,6 +500,12 @@ static int give_up_segment(struct ucmi_posix *p, struct ucmi_lane *lane, uint32_
 
     if (!v)
         return -ENOMEM;
+    int err = ucmi_own_check(p, lane);
+    if (err < 0) {
+        free(v);
+        ucmi_own_lose(p, lane, "another process has taken it", err);
+        return err;
+    }
     pthread_rwlock_wrlock(&p->lock);
     for (uint32_t i = 0; i < lane->slots; i++) {
         struct ucmi_slot *slot = &seg->slots[i];
@@ -484,13 +519,16 @@ static int give_up_segment(struct ucmi_posix *p, struct ucmi_lane *lane, uint32_
         lane->own->live--;
     }
     pthread_rwlock_unlock(&p->lock);
-    int err = n ? ucmi_commit_now(p, lane, v, n) : 0;
+    err = n ? ucmi_commit_now(p, lane, v, n) : 0;
     free(v);
+    if (err < 0) { /* what the journal says now is for who reads it anew */
+        ucmi_own_lose(p, lane, "its journal could not be written", err);
+        return err;
+    }
     ucmi_own_remove_segment(p, lane, segment);
     ucmi_count(p->t->counters, UCMI_DISK_EVICTED, (int64_t)n);
     ucmi_seg_name(name, segment);
-    int gone = remove_file(p, lane->dir, name, 0);
-    return err < 0 ? err : gone;
+    return remove_file(p, lane->dir, name, 0);
 }
 
 static int shrink_step(struct ucmi_posix *p)
@@ -508,16 +546,20 @@ static int shrink_step(struct ucmi_posix *p)
     return reclaim(p, UINT32_MAX);
 }
 
+/* Again and again, until all fits: somebody else may be counting, a segment be read just now. */
 static void shrink(struct ucmi_posix *p)
 {
-    uint64_t used;
-    if (!p->capacity)
+    uint64_t now = ucmi_now_ns();
+    if (!p->capacity || p->fits || now < p->shrink_ns)
         return;
+    p->shrink_ns = now + SHRINK_PAUSE_NS;
     int lock = lock_root(p);
     if (lock < 0)
-        return; /* somebody counts already */
-    while (used_bytes(p, &used) == 0 && used > p->capacity && shrink_step(p) == 0)
-        ;
+        return;
+    int err = check_bound(p, 0);
+    while (err == -ENOSPC && (err = shrink_step(p)) == 0)
+        err = check_bound(p, 0);
+    p->fits = err == 0;
     ucmi_file_close(p, lock);
 }
 
@@ -561,21 +603,31 @@ static uint32_t coldest_tick(struct ucmi_posix *p)
     return lane ? (uint32_t)(lane->own->victims[lane->own->next_victim].score >> 32) : UINT32_MAX;
 }
 
+/* Where not even a lane more fits, one that is dead makes room, whosever it was. */
+static int first_lane(struct ucmi_posix *p, struct ucmi_lane **lane_p)
+{
+    int err = ucmi_own_any(p, lane_p);
+    if (err != -ENOSPC || ucmi_own_adopt(p, true, lane_p) == 0)
+        return err == -ENOSPC ? 0 : err;
+    if (reclaim(p, UINT32_MAX) < 0)
+        return err;
+    p->no_lane_until_ns = 0;
+    return ucmi_own_any(p, lane_p);
+}
+
 /* More slots of our own, without losing a block of ours. */
 static int widen(struct ucmi_posix *p)
 {
     struct ucmi_lane *lane = own_lane(p);
     if (ucmi_now_ns() < p->full_until_ns)
         return -ENOSPC;
-    int err = lane ? 0 : ucmi_own_any(p, &lane);
+    int err = lane ? 0 : first_lane(p, &lane);
     if (err < 0)
         return err;
-    if (p->nown == 1 && !p->shrunk) {
-        p->shrunk = true;
-        shrink(p);
-    }
-    if (lane->own->nfree)
-        return 0;
+    shrink(p);
+    lane = own_lane(p); /* it may be another now, or none */
+    if (!lane || lane->own->nfree)
+        return lane ? 0 : -ENOSPC;
     err = grow(p, lane);
     if (err != -ENOSPC)
         return err;
@@ -589,11 +641,14 @@ static int widen(struct ucmi_posix *p)
     if (reclaim(p, coldest_tick(p)) < 0)
         return -ENOSPC;
     p->full_until_ns = 0;
-    return grow(p, own_lane(p));
+    lane = own_lane(p);
+    return lane ? grow(p, lane) : -ENOSPC;
 }
 
 int ucmi_room_get(struct ucmi_posix *p, struct ucmi_lane **lane_p, uint32_t *place_p)
 {
+    if (p->nown)
+        shrink(p);
     if (take_free(p, lane_p, place_p))
         return 0;
     int err = widen(p);

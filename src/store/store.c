@@ -156,11 +156,8 @@ static void close_tiers(ucm_store *s)
 {
     for (unsigned i = 0; i < s->ntiers; i++) {
         struct ucm_tier *t = &s->tiers[i];
-        if (t->priv) {
+        if (t->priv)
             t->ops->close(t);
-            ucmi_plugin_free(&t->ops->p, t->priv);
-            t->priv = NULL;
-        }
     }
 }
 
@@ -189,6 +186,7 @@ int ucm_store_open(ucm_conf *conf, ucm_store **store_p)
     ucm_store *s = calloc(1, sizeof *s);
     if (!s)
         return ucmi_conf_fail(conf, -ENOMEM, "out of memory");
+    atomic_init(&s->refs, 1);
     void *o = NULL;
     int err = ucmi_plugin_new(&ucmi_store_plugin, conf, &o);
     s->options = o;
@@ -211,12 +209,24 @@ int ucm_store_open(ucm_conf *conf, ucm_store **store_p)
     return 0;
 }
 
-void ucm_store_close(ucm_store *s)
+static ucm_store *store_of(const struct ucm_geometry *geo)
 {
-    if (!s)
+    return CONTAINER_OF(geo, ucm_store, geo);
+}
+
+void ucmi_store_hold(const struct ucm_geometry *geo)
+{
+    atomic_fetch_add(&store_of(geo)->refs, 1);
+}
+
+void ucmi_store_release(const struct ucm_geometry *geo)
+{
+    ucm_store *s = store_of(geo);
+    if (atomic_fetch_sub(&s->refs, 1) > 1)
         return;
-    atomic_store(&s->closing, true);
-    close_tiers(s);
+    for (unsigned i = 0; i < s->ntiers; i++)
+        if (s->tiers[i].priv)
+            ucmi_plugin_free(&s->tiers[i].ops->p, s->tiers[i].priv);
     if (s->geo.dev) {
         s->geo.dev->close(s->geo.dev_state);
         ucmi_plugin_free(&s->geo.dev->p, s->geo.dev_state);
@@ -224,6 +234,15 @@ void ucm_store_close(ucm_store *s)
     if (s->options)
         ucmi_plugin_free(&ucmi_store_plugin, s->options);
     free(s);
+}
+
+void ucm_store_close(ucm_store *s)
+{
+    if (!s)
+        return;
+    atomic_store(&s->closing, true);
+    close_tiers(s);
+    ucmi_store_release(&s->geo);
 }
 
 int ucmi_store_submit(ucm_store *s, struct ucm_xfer *x)
@@ -242,17 +261,18 @@ enum { LOOKUP_STEP = 256 }; /* keys at a time: what a prefix lookup may look up 
 
 /* One rank's lookup after the other; what one rank misses is not asked of the next.  found[i] ends
  * as the slowest tier that any rank needs. */
-static void lookup_step(ucm_store *s, const ucm_key *keys, size_t n, uint8_t *found)
+static void lookup_step(ucm_store *s, const ucm_key *keys, size_t n, uint8_t *found,
+                        struct ucm_lookup *call)
 {
     struct ucm_tier *t = &s->tiers[0];
     uint8_t one[LOOKUP_STEP];
 
     memset(found, 0, n);
-    t->ops->lookup(t, keys, n, 0, 1, found);
+    t->ops->lookup(t, keys, n, 0, 1, found, call);
     for (uint32_t rank = 1; rank < s->geo.ranks; rank++) {
         for (size_t i = 0; i < n; i++)
             one[i] = found[i] ? 0 : UINT8_MAX; /* not 0: skipped */
-        t->ops->lookup(t, keys, n, rank, 1, one);
+        t->ops->lookup(t, keys, n, rank, 1, one, call);
         for (size_t i = 0; i < n; i++)
             if (found[i])
                 found[i] = one[i] ? MAX(found[i], one[i]) : 0;
@@ -263,10 +283,11 @@ ssize_t ucm_lookup(ucm_store *s, const ucm_key *keys, size_t n, uint8_t *found)
 {
     if (!s || n > SSIZE_MAX || (n && (!keys || !found)))
         return -EINVAL;
+    struct ucm_lookup call = {0};
     size_t hits = 0;
     for (size_t i = 0; i < n; i += LOOKUP_STEP) {
         size_t step = MIN(n - i, (size_t)LOOKUP_STEP);
-        lookup_step(s, keys + i, step, found + i);
+        lookup_step(s, keys + i, step, found + i, &call);
         for (size_t k = i; k < i + step; k++)
             hits += found[k] != 0;
     }
@@ -279,11 +300,12 @@ ssize_t ucm_lookup_prefix(ucm_store *s, const ucm_key *keys, size_t n)
 {
     if (!s || n > SSIZE_MAX || (n && !keys))
         return -EINVAL;
+    struct ucm_lookup call = {0};
     uint8_t found[LOOKUP_STEP];
     size_t hits = 0;
     for (size_t step = LOOKUP_STEP; hits < n && step == LOOKUP_STEP;) {
         size_t asked = MIN(n - hits, step);
-        lookup_step(s, keys + hits, asked, found);
+        lookup_step(s, keys + hits, asked, found, &call);
         for (step = 0; step < asked && found[step]; step++)
             ;
         hits += step;

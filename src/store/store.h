@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * store.h - what the files of src/store share: the store itself, its tasks and maps, and the table of
- * everything that can be plugged in.
+ * store.h - what the files of src/store share: the store itself, its tasks and maps, and the table
+ * of everything that can be plugged in.
  */
 #ifndef UCMI_STORE_H
 #define UCMI_STORE_H
@@ -33,6 +33,7 @@ struct ucm_store {
     struct ucmi_store_options *options;    /* owns the strings that geo points to */
     _Atomic uint64_t next_task;
     _Atomic bool closing;
+    _Atomic int refs; /* its owner's, and one of each tier that could not end when it was closed */
 };
 
 struct ucm_map {
@@ -42,6 +43,10 @@ struct ucm_map {
     uint32_t nblocks;
     struct ucm_seg segs[]; /* [nshards][nsegs] */
 };
+
+/* A tier that cannot end, because storage does not give back what it was lent, keeps its store. */
+void ucmi_store_hold(const struct ucm_geometry *geo);
+void ucmi_store_release(const struct ucm_geometry *geo);
 
 void ucmi_map_ref(ucm_map *map);
 

@@ -245,7 +245,7 @@ static int below_submit(struct ucm_tier *t, struct ucm_xfer *x)
 }
 
 static void below_lookup(struct ucm_tier *t, const ucm_key *keys, size_t n, uint32_t rank,
-                         uint8_t level, uint8_t *found)
+                         uint8_t level, uint8_t *found, struct ucm_lookup *call)
 {
     struct below *b = CONTAINER_OF(t, struct below, tier);
     pthread_mutex_lock(&b->lock);
@@ -386,7 +386,7 @@ size_t count_ready(struct stack *s, uint64_t first, size_t n)
     for (size_t i = 0; i < n; i++) {
         ucm_key key = key_of(first + i);
         uint8_t found = 0;
-        ucmi_tier_cache.lookup(&s->cache, &key, 1, 0, 1, &found);
+        ucmi_tier_cache.lookup(&s->cache, &key, 1, 0, 1, &found, &(struct ucm_lookup){0});
         ready += found == 1;
     }
     return ready;

@@ -57,7 +57,7 @@ static void lookup_asks_below_for_the_rest(void **state)
     uint8_t found[4] = {0, 0, 0, 9};
     assert_int_equal(run_move(&s, true, 0, 1), 0);
     below_put(&s.below, &keys[1]);
-    ucmi_tier_cache.lookup(&s.cache, keys, 4, 0, 1, found);
+    ucmi_tier_cache.lookup(&s.cache, keys, 4, 0, 1, found, &(struct ucm_lookup){0});
     assert_int_equal(found[0], 1);
     assert_int_equal(found[1], 2);
     assert_int_equal(found[2], 0);

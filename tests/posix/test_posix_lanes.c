@@ -304,7 +304,7 @@ static void a_lane_of_another_host_is_taken_when_it_is_silent(void **state)
     ucm_store_close(store);
     struct ucmi_journal_header h;
     int fd = open_journal(*state, &h);
-    snprintf(h.host, sizeof h.host, "another");
+    snprintf(h.boot, sizeof h.boot, "another"); /* of the same name: containers often are */
     close_journal(fd, &h);
 
     store = open_store(*state, &shape, NULL);
