@@ -389,6 +389,7 @@ struct ucm_io {
     off_t off;
     const struct iovec *iov; /* borrowed until reaped; at most 1024 */
     unsigned niov;
+    int brief;   /* some pages into the page cache: an engine may do it within submit */
     ssize_t res; /* bytes moved: all of them, or fewer only at the end of the file; or -errno */
     void *arg;   /* the sender's */
     uint64_t priv[6]; /* the engine's, from submit to reap */

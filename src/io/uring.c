@@ -8,6 +8,9 @@
  * waits.  In flight are at most `depth` operations and that read, the completion queue has room for
  * all of them, so it cannot overflow.
  *
+ * A buffered write goes to a thread of the kernel's on most file systems, which costs more than the
+ * write: one that is said to be brief is done on the spot.
+ *
  * What is put into the submission queue but not yet seen by the kernel (the rest of a short
  * transfer, the next read of the eventfd) goes along with the next system call.
  */
@@ -27,6 +30,7 @@ struct uring {
     bool unsent;         /* entries the kernel has not seen */
     _Atomic bool woken;
     unsigned depth, in_flight;
+    struct ucmi_io_list ended; /* done on the spot */
 };
 
 static const unsigned char needed[] = {IORING_OP_READV, IORING_OP_WRITEV, IORING_OP_FSYNC,
@@ -111,13 +115,25 @@ static void flush(struct uring *u)
         u->unsent = io_uring_sq_ready(&u->ring) > 0;
 }
 
+static void write_now(struct uring *u, struct ucm_io *op)
+{
+    ssize_t res;
+    do
+        res = pwritev(op->fd, op->iov, (int)op->niov, op->off);
+    while (!ucmi_io_moved(op, res < 0 ? -errno : res));
+    ucmi_io_push(&u->ended, op);
+}
+
 static int uring_submit(void *io, struct ucm_io **v, unsigned n)
 {
     struct uring *u = io;
     n = MIN(n, u->depth - u->in_flight);
     for (unsigned i = 0; i < n; i++) {
         ucmi_io_begin(v[i]);
-        issue(u, v[i]);
+        if (v[i]->brief && v[i]->op == UCM_IO_WRITEV)
+            write_now(u, v[i]);
+        else
+            issue(u, v[i]);
     }
     u->in_flight += n;
     flush(u);
@@ -129,6 +145,8 @@ static unsigned collect(struct uring *u, struct ucm_io **v, unsigned max)
 {
     struct io_uring_cqe *cqes[CQES];
     unsigned n = 0, got;
+    while (n < max && u->ended.head)
+        v[n++] = ucmi_io_pop(&u->ended);
     do {
         got = io_uring_peek_batch_cqe(&u->ring, cqes, MIN(max - n, CQES));
         for (unsigned i = 0; i < got; i++) {

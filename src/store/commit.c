@@ -215,7 +215,8 @@ static void write_records(struct ucmi_posix *p, struct ucmi_own *own)
                              .fd = own->lane->journal,
                              .off = off,
                              .iov = &own->iov,
-                             .niov = 1},
+                             .niov = 1,
+                             .brief = !p->network},
              records_written);
 }
 

@@ -93,7 +93,8 @@ static void pieces_of_odd_sizes_at_odd_places(void **state)
                                      .fd = fd,
                                      .off = (off_t)at[i],
                                      .iov = iov[i],
-                                     .niov = PIECES};
+                                     .niov = PIECES,
+                                     .brief = i % 3 == 0};
         }
         if (write)
             fill_pattern(buf, at[N], 0);
