@@ -3,11 +3,16 @@
 from the blocks that ucm kept.
 
 Three engine processes: a plain one and one with ucm take turns, so that whatever else the machine does
-falls on both; then the one with ucm ends, and a new process with ucm gets the same prompts.  A turn is
-repeated with fresh prompts of the same length, and the best time of each engine counts: other work on the
-machine only ever adds time.  vLLM's own prefix caching is off throughout.
+falls on both; then the one with ucm ends, and a new process with ucm gets the same prompts.  vLLM's own
+prefix caching is off throughout.
 
-The last line is a JSON object.  The exit status is 0 if everything is as promised.
+What storing costs is small against the noise of most machines.  So each turn gives a pair of times, turns are
+repeated with fresh prompts of the same length while the figure is not clear, and it is judged by the median
+of the pairs' ratios and by the ratio of the best times (other work only ever adds time).  Where that says
+more than the limit, it is a broken promise only if the processors were free for the engines; else the demo says
+that the figure is not clear on this machine, and why.
+
+The last line is a JSON object.  The exit status is 0 if nothing is other than promised.
 """
 
 from __future__ import annotations
@@ -15,8 +20,10 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
 import re
 import shutil
+import statistics
 import sys
 import tempfile
 import time
@@ -28,6 +35,8 @@ from zygote import Life, Zygote
 
 ROOT = Path(__file__).resolve().parents[2]
 STORE_LIMIT = 1.03  # storing may add this factor to the time to first token
+QUIET = 0.05  # of the processors' time: what others may take while storing is judged
+JUDGED_PAIRS = 3  # fewer do not show a broken promise
 HIT_FACTOR = 20  # a hit must be this many times sooner
 JUDGED_TOKENS = 6000  # shorter prompts are computed too soon for these two to mean much
 WARM_UP_TOKENS = 700
@@ -56,6 +65,37 @@ class Results:
     storing: list[Run] = field(default_factory=list)
     hit: list[Run] = field(default_factory=list)
     again: list[Run] = field(default_factory=list)
+    others: float = 0  # the part of the processors' time that went to anything else
+
+    def ratios(self) -> list[float]:
+        return [s.ttft_s / p.ttft_s for p, s in zip(self.plain, self.storing)]
+
+    def store_ratios(self) -> tuple[float, float]:
+        """What storing costs: by the pairs, and by the best times."""
+        return statistics.median(self.ratios()), best(self.storing) / best(self.plain)
+
+
+class Meter:
+    """Whose the processors were."""
+
+    def __init__(self, lives: list[Life]):
+        self._lives = lives
+        self._begin = time.monotonic()
+        self._busy, self._own = self._read()
+
+    def _read(self) -> tuple[float, float]:
+        tick = os.sysconf("SC_CLK_TCK")
+        user, nice, system, _, _, irq, softirq, steal = map(int, Path("/proc/stat").read_text().split()[1:9])
+        own = 0
+        for life in self._lives:
+            fields = Path(f"/proc/{life.pid}/stat").read_text().rpartition(")")[2].split()
+            own += int(fields[11]) + int(fields[12])
+        return (user + nice + system + irq + softirq + steal) / tick, own / tick
+
+    def others(self) -> float:
+        busy, own = self._read()
+        capacity = (time.monotonic() - self._begin) * (os.cpu_count() or 1)
+        return max(0.0, (busy - self._busy - (own - self._own)) / capacity)
 
 
 def ask(life: Life, prompt: list[int], new_tokens: int) -> Run:
@@ -72,13 +112,13 @@ def best(runs: list[Run]) -> float:
 
 
 def first_and_second(args, start_life) -> tuple[list[list[int]], list[Results]]:
-    """The plain engine and the storing one, by turns.  The first prompt length is repeated until the best
-    times have settled; the others are asked once."""
+    """The plain engine and the storing one, by turns.  The first prompt length is repeated until it is clear
+    what storing costs; the others are asked once."""
     prompts, results = [], []
     with start_life("plain", False) as plain, start_life("storing", True) as storing:
         say(f"two engines are up, one with ucm ({plain.start_s:.1f} s, {storing.start_s:.1f} s)")
         for i, length in enumerate(args.prompt_tokens):
-            result = Results()
+            result, meter = Results(), Meter([plain, storing])
             for turn in range(args.rounds if i == 0 else 1):
                 prompt = models.prompt(length, seed=1000 * i + turn)
                 pair = [("plain", plain, result.plain), ("storing", storing, result.storing)]
@@ -87,9 +127,10 @@ def first_and_second(args, start_life) -> tuple[list[list[int]], list[Results]]:
                 prompts.append(prompt)
                 say(f"prompt of {length} tokens: first token after {result.plain[-1].ttft_s:.2f} s without "
                     f"ucm, {result.storing[-1].ttft_s:.2f} s while storing")
-                settled = best(result.storing) <= best(result.plain) * (1 + (STORE_LIMIT - 1) / 2)
-                if turn + 1 >= args.min_rounds and (settled or time.monotonic() - BEGIN > args.seconds):
+                clear = max(result.store_ratios()) <= 1 + (STORE_LIMIT - 1) / 2
+                if turn + 1 >= args.min_rounds and (clear or time.monotonic() - BEGIN > args.seconds):
                     break
+            result.others = meter.others()
             results.append(result)
     return prompts, results
 
@@ -122,6 +163,26 @@ def table(args, results: list[Results], block_tokens: int, block_bytes: int) -> 
     print(f"(the best of {len(results[0].plain)} rounds at {args.prompt_tokens[0]} tokens)\n")
 
 
+def judge_storing(result: Results) -> str:
+    """as promised, NOT AS PROMISED, or not clear on this machine"""
+    ratios, quiet = result.ratios(), result.others <= QUIET
+    if max(result.store_ratios()) <= STORE_LIMIT and (quiet or max(ratios) <= STORE_LIMIT):
+        return "as promised"
+    if min(ratios) > STORE_LIMIT and quiet and len(ratios) >= JUDGED_PAIRS:
+        return "NOT AS PROMISED"
+    return "not clear on this machine"
+
+
+def tell_storing(result: Results, verdict: str) -> None:
+    ratios, (median, by_best) = result.ratios(), result.store_ratios()
+    print(f"Storing: {100 * (median - 1):+.1f} % of the time to first token by the median of {len(ratios)} pairs "
+          f"({100 * (min(ratios) - 1):+.1f} to {100 * (max(ratios) - 1):+.1f} %), {100 * (by_best - 1):+.1f} % by the best "
+          f"times; other work took {100 * result.others:.0f} % of the processors.\n"
+          f"At most {100 * (STORE_LIMIT - 1):+.0f} % are promised: {verdict}.", flush=True)
+    if verdict.startswith("not clear"):
+        print("Try again when nothing else runs here.", flush=True)
+
+
 def judge(figures: dict, prompt_tokens: int) -> list[str]:
     wrong = []
     if not figures["identical"]:
@@ -131,7 +192,7 @@ def judge(figures: dict, prompt_tokens: int) -> list[str]:
     if prompt_tokens >= JUDGED_TOKENS:
         if figures["hit_ttft_s"] * HIT_FACTOR > figures["cold_ttft_s"]:
             wrong.append(f"a hit is less than {HIT_FACTOR} times sooner than computing")
-        if figures["store_ttft_s"] > figures["cold_ttft_s"] * STORE_LIMIT:
+        if figures["store_verdict"] == "NOT AS PROMISED":
             wrong.append(f"storing costs more than {100 * (STORE_LIMIT - 1):.0f} % of the time to first token")
     return wrong
 
@@ -170,6 +231,9 @@ def run_with(zygote: Zygote, args, work: Path) -> int:
     for line in [text for text in log.splitlines() if "request_id:" in text][1:1 + len(prompts)]:
         print("  " + line[line.index("INFO"):])
     print()
+    verdict = judge_storing(results[0])
+    if args.prompt_tokens[0] >= JUDGED_TOKENS:
+        tell_storing(results[0], verdict)
 
     figures = {
         "cold_ttft_s": round(best(results[0].plain), 4),
@@ -182,6 +246,10 @@ def run_with(zygote: Zygote, args, work: Path) -> int:
         "hit_again_ttft_s": round(best(results[0].again), 4),
         "bytes_stored": sum(f.stat().st_blocks * 512 for f in store.rglob("*") if f.is_file()),
         "rounds": len(results[0].plain),
+        "store_ratio": round(results[0].store_ratios()[0], 4),
+        "store_ratios": [round(r, 4) for r in results[0].ratios()],
+        "store_verdict": verdict,
+        "others_cpu": round(results[0].others, 3),
         "seconds": round(time.monotonic() - BEGIN, 1),
     }
     wrong = judge(figures, args.prompt_tokens[0])
@@ -196,7 +264,7 @@ def main() -> int:
     parser.add_argument("--prompt-tokens", type=int, nargs="+", default=[6000, 3000], metavar="N",
                         help="lengths of the prompts, the longest first (6000 3000)")
     parser.add_argument("--new-tokens", type=int, default=16, help="tokens generated for each prompt (16)")
-    parser.add_argument("--rounds", type=int, default=4, help="rounds at the first length, at most (4)")
+    parser.add_argument("--rounds", type=int, default=6, help="rounds at the first length, at most (6)")
     parser.add_argument("--min-rounds", type=int, default=2, help="and at least (2)")
     parser.add_argument("--seconds", type=float, default=75,
                         help="no further round once this much time is gone (75)")
