@@ -103,7 +103,7 @@ static int rewrite_journal(const char *path, uint64_t blocks)
     close(lane);
     free(dir);
     free(h);
-    return err < 0 ? cannot("%s: %s", path, ucm_strerror(err)) : err;
+    return err < 0 ? cannot("%s: %s", path, strerror(-err)) : err;
 }
 
 static int make_lane(const struct bench *b, uint64_t blocks)

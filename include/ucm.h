@@ -76,7 +76,10 @@ extern "C" {
     X(ENOTSUP, "not supported by this tier or device")                                            \
     X(EINPROGRESS, "not finished yet")                                                            \
     X(ENOMEM, "out of memory")                                                                    \
-    X(EIO, "input/output error")
+    X(EIO, "input/output error")                                                                  \
+    X(EROFS, "the storage can only be read")                                                      \
+    X(EBUSY, "in use by another process")                                                         \
+    X(ENOTDIR, "not a directory")
 
 typedef struct ucm_conf ucm_conf;   /* options, before a store is opened */
 typedef struct ucm_store ucm_store; /* an open stack of tiers */
@@ -88,7 +91,8 @@ typedef struct {
 
 UCM_API const char *ucm_version(void);
 
-/* The text for an error number (negative or positive) in ucm's words, or the system's. */
+/* The text for an error number (negative or positive) in ucm's words, or the system's.  It speaks of
+ * blocks: for an error met with a file or directory (ucm_inspect, ucm_conf_load) use strerror. */
 UCM_API const char *ucm_strerror(int err);
 
 /* ---- options ----

@@ -118,7 +118,7 @@ static int walk(struct look *l, const char *dir, unsigned flags,
     int err = ucm_inspect(dir, &how);
 
     if (err < 0)
-        return cannot("%s: %s", dir, ucm_strerror(err));
+        return cannot("%s: %s", dir, strerror(-err));
     if (l->failed)
         return cannot("out of memory");
     return TOOL_GOOD;

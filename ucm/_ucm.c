@@ -161,11 +161,13 @@ static PyObject *inspect(PyObject *module, PyObject *args, PyObject *kwargs)
     in.thread = PyEval_SaveThread();
     int err = ucm_inspect(dir, &how);
     PyEval_RestoreThread(in.thread);
-    Py_DECREF(path);
-    if (in.failed || err < 0) {
-        Py_DECREF(in.lanes);
-        return in.failed ? NULL : ext_os_error(err, NULL);
+    if (!in.failed && err < 0) {
+        errno = -err; /* of the directory: not in ucm's words, which are about blocks */
+        PyErr_SetFromErrnoWithFilename(PyExc_OSError, dir);
     }
+    Py_DECREF(path);
+    if (in.failed || err < 0)
+        Py_CLEAR(in.lanes);
     return in.lanes;
 }
 

@@ -20,17 +20,20 @@ const char *ucm_strerror(int err)
     if (err == 0)
         return "success";
     if (err == INT_MIN)
-        return "unknown error";
-    const char *system;
+        return ucmi_file_error(err);
     switch (err < 0 ? -err : err) {
 #define X(name, text)                                                                              \
     case name: return text;
         UCM_ERRORS(X)
 #undef X
-    default:
-        system = strerrordesc_np(err < 0 ? -err : err);
-        return system ? system : "unknown error";
+    default: return ucmi_file_error(err);
     }
+}
+
+const char *ucmi_file_error(int err)
+{
+    const char *system = err == INT_MIN ? NULL : strerrordesc_np(err < 0 ? -err : err);
+    return system ? system : "unknown error";
 }
 
 int ucmi_fail(char *why, size_t len, int err, const char *fmt, ...)

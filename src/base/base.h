@@ -40,6 +40,8 @@ static inline uint64_t ucmi_now_ns(void)
 
 /* Writes a sentence to why (its size is len; why may be NULL) and returns err: `return ucmi_fail(...)`. */
 int ucmi_fail(char *why, size_t len, int err, const char *fmt, ...) PRINTF_LIKE(4, 5);
+/* The text for an error met with a file or directory; ucm_strerror speaks of blocks. */
+const char *ucmi_file_error(int err);
 
 /* Puts a '?' for each byte that is no printable UTF-8: names and values come from anywhere, a text for
  * users goes to terminals and into Python. */

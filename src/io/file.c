@@ -44,7 +44,7 @@ static int allocate(int fd, off_t len)
     /* A part of the room would be lost to everybody; the first error is the one that counts. */
     if (err && TEMP_FAILURE_RETRY(ftruncate(fd, st.st_size)) < 0)
         ucmi_log(UCM_WARN, "io", "could not give back the room of a failed allocation: %s",
-                 ucm_strerror(-errno));
+                 ucmi_file_error(-errno));
     return err;
 }
 

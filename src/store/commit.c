@@ -417,7 +417,7 @@ static void compact(struct ucmi_posix *p, struct ucmi_lane *lane)
     if (fd >= 0)
         ucmi_file_close(p, fd);
     ucmi_log_gated(&gate, 60, UCM_WARN, p->object, "journal of %s: cannot be compacted: %s",
-                   lane->name, ucm_strerror(err));
+                   lane->name, ucmi_file_error(err));
     /* It may grow a little longer before the next attempt, but not beyond its room. */
     own->compact_slack += UCMI_COMPACT_SLACK / 4;
     if (own->compact_slack >= 2 * UCMI_COMPACT_SLACK)

@@ -605,7 +605,7 @@ int ucmi_own_any(struct ucmi_posix *p, struct ucmi_lane **lane_p)
         p->no_lane_until_ns = now + UCMI_RETRY_NS;
         p->no_lane_err = err;
         ucmi_log_gated(&gate, 60, UCM_WARN, p->object, "nothing can be stored: no lane: %s",
-                       ucm_strerror(err));
+                       ucmi_file_error(err));
     }
     return err;
 }
@@ -648,7 +648,7 @@ void ucmi_own_lose(struct ucmi_posix *p, struct ucmi_lane *lane, const char *why
     p->no_lane_err = -EIO;
     ucmi_count(p->t->counters, UCMI_DISK_LANES_LOST, 1);
     ucmi_log_gated(&gate, 10, UCM_WARN, p->object, "let go of lane %s: %s (%s)", lane->name, why,
-                   ucm_strerror(err));
+                   ucmi_file_error(err));
     ucmi_batch_fail(p, &own->pending, -EIO);
     ucmi_blocks_fail(p, lane, -EIO);
 }

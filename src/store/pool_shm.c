@@ -263,7 +263,7 @@ static int open_private(struct ucmi_pool *p, const struct ucmi_pool_spec *spec, 
     err = map(p, &l);
     if (err)
         return ucmi_fail(why, why_len, err, "cache_buffer_capacity_gb: %.3g GiB of memory: %s",
-                         gib(l.size), ucm_strerror(err));
+                         gib(l.size), ucmi_file_error(err));
     p->head->layout = l;
     p->populating = ucmi_thread_start(&p->populate, "ucm-populate", populate_main, p) == 0;
     return 0;
@@ -320,7 +320,7 @@ static int make(struct ucmi_pool *p, const struct ucmi_pool_spec *spec, char *wh
         err = map(p, &l);
     if (err)
         return ucmi_fail(why, why_len, err, "cache_buffer_capacity_gb: %.3g GiB in %s: %s",
-                         gib(l.size), spec->dir, ucm_strerror(err));
+                         gib(l.size), spec->dir, ucmi_file_error(err));
     p->head->layout = l;
     p->me = 0;
     err = lock_byte(p->fd, F_WRLCK, 0);

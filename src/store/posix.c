@@ -64,7 +64,7 @@ static int check_backend(struct ucm_tier *t, const char *path)
     if (stat(path, &st) < 0)
         return ucmi_fail(t->why, sizeof t->why, -errno,
                          "storage_backends: %s: %s; make the directory, or give another", path,
-                         ucm_strerror(errno));
+                         ucmi_file_error(errno));
     if (!S_ISDIR(st.st_mode))
         return ucmi_fail(t->why, sizeof t->why, -ENOTDIR,
                          "storage_backends: %s is not a directory; give one", path);
@@ -76,7 +76,7 @@ static int fail_open(struct ucm_tier *t, int err, const char *what)
     const struct ucmi_posix *p = t->priv;
     return ucmi_fail(t->why, sizeof t->why, err,
                      "storage_backends: %s: cannot %s: %s; give a directory this process may write",
-                     p->backends, what, ucm_strerror(err));
+                     p->backends, what, ucmi_file_error(err));
 }
 
 /* Which file system it is decides how journals are written. */

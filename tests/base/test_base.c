@@ -23,10 +23,21 @@ static void strerror_speaks_ucms_words_for_the_closed_list(void **state)
         assert_string_equal(ucm_strerror(-list[i].err), list[i].text);
     }
     assert_string_equal(ucm_strerror(-ENOENT), "no such block");
+    assert_string_equal(ucm_strerror(-EROFS), "the storage can only be read");
+    assert_string_equal(ucm_strerror(-EBUSY), "in use by another process");
+    assert_string_equal(ucm_strerror(-ENOTDIR), "not a directory");
     assert_string_equal(ucm_strerror(-EACCES), "Permission denied");
     assert_string_equal(ucm_strerror(0), "success");
     assert_string_equal(ucm_strerror(INT_MIN), "unknown error");
     assert_string_equal(ucm_strerror(-100000), "unknown error");
+}
+
+static void errors_of_files_are_the_systems(void **state)
+{
+    assert_string_equal(ucmi_file_error(-ENOENT), "No such file or directory");
+    assert_string_equal(ucmi_file_error(ENOSPC), "No space left on device");
+    assert_string_equal(ucmi_file_error(INT_MIN), "unknown error");
+    assert_string_equal(ucmi_file_error(-100000), "unknown error");
 }
 
 static void fail_writes_the_reason_and_returns_the_error(void **state)
@@ -178,6 +189,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(strerror_speaks_ucms_words_for_the_closed_list),
+        cmocka_unit_test(errors_of_files_are_the_systems),
         cmocka_unit_test(fail_writes_the_reason_and_returns_the_error),
         cmocka_unit_test(hex_spells_every_byte),
         cmocka_unit_test(scrubbed_text_is_printable_utf8),

@@ -235,8 +235,20 @@ def test_inspect_sees_what_was_stored(open_store, engine, tmp_path):
     store.dump(engine.map(store), keys("a", "b"), numbers(0, 1)).wait("stored")
     (lane,) = ucm.inspect(tmp_path, verify=True)
     assert (lane["blocks"], lane["bad"], lane["live"], lane["shard_size"]) == (2, 0, True, SHARD)
-    with pytest.raises(OSError):
+    with pytest.raises(FileNotFoundError, match=f"No such file or directory: '{tmp_path}/none'"):
         ucm.inspect(tmp_path / "none")
+    (tmp_path / "file").touch()
+    with pytest.raises(NotADirectoryError, match="file'"):
+        ucm.inspect(tmp_path / "file")
+
+
+@pytest.mark.parametrize("pipeline", ["Posix", "Cache|Posix"])
+def test_a_directory_that_is_not_there_is_called_so(open_store, tmp_path, pipeline):
+    with pytest.raises(FileNotFoundError, match=f"{tmp_path}/none: No such file or directory; make"):
+        open_store(store_pipeline=pipeline, storage_backends=str(tmp_path / "none"))
+    (tmp_path / "file").touch()
+    with pytest.raises(NotADirectoryError, match="is not a directory; give one"):
+        open_store(store_pipeline=pipeline, storage_backends=str(tmp_path / "file"))
 
 
 @pytest.mark.parametrize("kind", [ucm.Map, ucm.Task])
