@@ -119,8 +119,9 @@ UCM_API void ucm_conf_free(ucm_conf *conf);
 struct ucm_option_info {
     const char *owner; /* who reads it: "store", "Cache", "Posix", "psync", "connector", ... */
     const char *name, *type, *value, *def, *range, *help;
-    int obsolete; /* accepted for the sake of old files; has no effect */
-    int given;    /* the value was set by someone */
+    const char *unserved; /* not NULL: no effect yet, and why */
+    int obsolete;         /* accepted for the sake of old files; has no effect */
+    int given;            /* the value was set by someone */
 };
 typedef void ucm_option_fn(void *arg, const struct ucm_option_info *info);
 UCM_API void ucm_options(const ucm_conf *conf, ucm_option_fn *fn, void *arg);
@@ -279,6 +280,8 @@ struct ucm_option {
     size_t offset;              /* in the private state */
     const char *def, *min, *max; /* as text; min and max may be NULL */
     const char *help;
+    const char *unserved; /* NULL, or why a value other than the default has no effect yet, and what
+                           * to do: said in a warning when one is given */
 };
 struct ucm_plugin {
     const char *kind, *name, *help;    /* kind: "tier", "device", "io", or "options" */

@@ -7,6 +7,7 @@ Names, types and ranges are checked by the core; here is only what a dict can be
 from ._ucm import Conf
 
 FILE_KEY = "UCM_CONFIG_FILE"
+_STORES = ("UcmPipelineStore", "UcmNfsStore")
 _CONNECTOR_KEYS = ("ucm_connector_name", "ucm_connector_module_path")
 
 
@@ -28,7 +29,19 @@ def from_extra_config(extra):
         conf.load(path)
     set_all(conf, flatten(inline))
     conf.env()
+    _check_served(conf)
     return conf
+
+
+def _check_served(conf):
+    """Refuses what an engine would be surprised to run without; of lesser things the core warns."""
+    name, module = conf.get("ucm_connector_name"), conf.get("ucm_connector_module_path")
+    if module or name not in _STORES:
+        key, value = ("ucm_connector_module_path", module) if module else ("ucm_connector_name", name)
+        raise ValueError(f"{key}: {value!r}: engines work with ucm's own stores only; give ucm_connector_name: "
+                         "UcmPipelineStore, without ucm_connector_module_path")
+    if conf.get("use_lite") == "true":
+        raise ValueError("use_lite: counting hits without moving data is not served yet; give false")
 
 
 def set_all(conf, values):

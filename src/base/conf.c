@@ -24,7 +24,7 @@ struct entry {
     char *owner; /* names of the plugins that read it: "Cache, Posix" */
     char *text;  /* NULL: the default */
     char *range;
-    bool warned; /* about its being obsolete */
+    bool warned; /* that it has no effect */
 };
 struct ucm_conf {
     struct entry *v;
@@ -56,6 +56,23 @@ static void batch_drop(struct batch *b)
     free(b->v);
 }
 
+/* Said once: a key is no use for anything. */
+static void warn_idle(struct entry *e, const char *origin)
+{
+    const struct ucm_option *o = e->opt;
+    if (e->warned || !e->text)
+        return;
+    if (o->type == UCM_T_OBSOLETE)
+        ucmi_log(UCM_WARN, "options", "%s: has no effect any more (%s): %s", o->name, origin,
+                 o->help);
+    else if (o->unserved && strcmp(e->text, o->def) != 0)
+        ucmi_log(UCM_WARN, "options", "%s: \"%.*s\" has no effect yet (%s): %s", o->name, SHOWN_MAX,
+                 e->text, origin, o->unserved);
+    else
+        return;
+    e->warned = true;
+}
+
 static void batch_commit(struct batch *b)
 {
     for (size_t i = 0; i < b->n; i++) {
@@ -63,11 +80,7 @@ static void batch_commit(struct batch *b)
         free(e->text);
         e->text = b->v[i].text;
         b->v[i].text = NULL;
-        if (e->opt->type == UCM_T_OBSOLETE && e->text && !e->warned) {
-            ucmi_log(UCM_WARN, "options", "%s: has no effect any more (%s): %s", e->opt->name,
-                     b->v[i].origin, e->opt->help);
-            e->warned = true;
-        }
+        warn_idle(e, b->v[i].origin);
     }
     batch_drop(b);
 }
@@ -247,6 +260,7 @@ void ucmi_conf_visit(const ucm_conf *conf, ucm_option_fn *fn, void *arg)
             .def = e->opt->def,
             .range = e->range,
             .help = e->opt->help ? e->opt->help : "",
+            .unserved = e->opt->unserved,
             .obsolete = e->opt->type == UCM_T_OBSOLETE,
             .given = e->text != NULL,
         };

@@ -8,30 +8,35 @@
 
 static const struct ucm_option connector_options[] = {
     {"ucm_connector_name", UCM_T_STR, 0, "UcmPipelineStore", NULL, NULL,
-     "the store class: UcmPipelineStore, or UcmNfsStore for the Posix tier alone"},
+     "the store class, UcmPipelineStore or UcmNfsStore: the same stack under both names, as "
+     "store_pipeline spells it"},
     {"ucm_connector_module_path", UCM_T_STR, 0, "", NULL, NULL,
-     "Python module that defines ucm_connector_name, when it is not one of ucm's own"},
+     "Python module that defines ucm_connector_name, when it is not one of ucm's own (the vLLM "
+     "connector refuses that)"},
     {"enable_event_sync", UCM_T_BOOL, 0, "true", NULL, NULL,
      "dumps wait for an event of the engine's stream on the device; false: the engine's thread "
-     "waits "
-     "before it hands them over"},
+     "waits before it hands them over (memory of the host, which alone is served so far, knows no "
+     "events: no difference)"},
     {"use_layerwise", UCM_T_BOOL, 0, "true", NULL, NULL,
-     "load layer by layer while the first layers are computed; false: whole blocks, the request "
-     "waits aside until all are there"},
+     "true: a load is waited for in the step that computes on it, all layers at once so far; "
+     "false: "
+     "the request waits aside until its blocks are there, and others are computed"},
     {"hit_ratio", UCM_T_FLOAT, 0, "1", "0", "1",
      "at most this part of a prompt is served from the store (1: no limit); to measure what hits "
-     "are "
-     "worth"},
+     "are worth"},
     {"use_lite", UCM_T_BOOL, 0, "false", NULL, NULL,
-     "move no data, only count what would have been hits"},
+     "move no data, only count what would have been hits",
+     "blocks are moved all the same, so the vLLM connector does not start; give false"},
     {"enable_record_traces", UCM_T_BOOL, 0, "false", NULL, NULL,
-     "write one log line a request with its lengths and block hashes"},
+     "write one log line a request with its lengths and block hashes",
+     "no traces are written; give false"},
     {"persist_token_threshold", UCM_T_INT, 0, "0", "0", NULL,
      "requests with fewer tokens are neither loaded nor stored"},
     {"load_tokens_threshold", UCM_T_INT, 0, "0", "0", NULL,
      "hits of fewer tokens are computed instead of loaded"},
     {"metrics_config_path", UCM_T_STR, 0, "", NULL, NULL,
-     "YAML file that names the metrics to show to Prometheus; empty: none"},
+     "YAML file that names the metrics to show to Prometheus; empty: none",
+     "Prometheus sees only what vLLM counts itself (vllm:external_prefix_cache_*); remove it"},
     {"chunk_tokens", UCM_T_INT, 0, "0", "0", "65536",
      "tokens in a block of the store, a multiple of the engine's block size; 0: the engine's block "
      "size, raised to 128"},
@@ -39,7 +44,8 @@ static const struct ucm_option connector_options[] = {
      "name of the model, so that engines that mount it at different paths share blocks; empty: a "
      "digest of the model's configuration"},
     {"use_gdr", UCM_T_BOOL, 0, "false", NULL, NULL,
-     "let storage and device memory exchange data without the host's memory, where both can"},
+     "let storage and device memory exchange data without the host's memory, where both can",
+     "all data goes by way of the host's memory; give false"},
     {NULL},
 };
 
@@ -59,8 +65,7 @@ const struct ucm_plugin ucmi_connector_options = {
     "coldest blocks"
 #define THREADS_WHY                                                                                \
     "lookups, opens and renames need no threads: blocks lie in few, long-lived files that an "     \
-    "index "                                                                                       \
-    "in memory knows"
+    "index in memory knows"
 
 static const struct ucm_option obsolete_options[] = {
     GONE("posix_gc_enable", GC_WHY),
@@ -88,7 +93,8 @@ static const struct ucm_option obsolete_options[] = {
     GONE("stream_number", "one stream in each direction, fed with batches, keeps a device busy"),
     GONE("use_scatter_gather", "copies are always gathered"),
     GONE("wa_dump_block_wise", "blocks are always stored whole"),
-    GONE("enable_metrics", "metrics are always counted; metrics_config_path shows them"),
+    GONE("cache_stream_number", "there is one stream in each direction, with batched copies"),
+    GONE("enable_metrics", "metrics are always counted"),
     {NULL},
 };
 

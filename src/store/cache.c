@@ -34,8 +34,6 @@ static const struct ucm_option options[] = {
      "how many loads and dumps may wait; more are refused"},
     {"running_queue_depth", UCM_T_INT, AT(slices_max), "524288", "1", "16777216",
      "slices of loads and dumps that may be under way; further ones are refused"},
-    {"cache_stream_number", UCM_T_OBSOLETE, 0, "", NULL, NULL,
-     "there is one stream in each direction, with batched copies"},
     {NULL},
 };
 #undef AT

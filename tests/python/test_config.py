@@ -1,4 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
+import re
+import subprocess
+import sys
+
 import pytest
 
 from ucm.config import from_extra_config
@@ -83,6 +87,29 @@ def test_missing_file_is_said_as_that():
 def test_wrong_shapes(extra, why):
     with pytest.raises(ValueError, match=why):
         from_extra_config(extra)
+
+
+@pytest.mark.parametrize("extra, why", [
+    ({"use_lite": True}, "^use_lite: .*give false"),
+    ({"ucm_connector_name": "UcmPipelinStore"}, "^ucm_connector_name: 'UcmPipelinStore'.*give.*UcmPipelineStore"),
+    ({"ucm_connector_module_path": "my.store"}, "^ucm_connector_module_path: 'my.store'.*without"),
+])  # fmt: skip
+def test_what_is_not_served_is_refused(extra, why):
+    with pytest.raises(ValueError, match=why):
+        from_extra_config({"storage_backends": "/a", **extra})
+
+
+@pytest.mark.parametrize("key, value", [
+    ("use_gdr", True), ("use_lite", True), ("enable_record_traces", True), ("metrics_config_path", "/metrics.yaml"),
+])  # fmt: skip
+def test_what_has_no_effect_yet_says_so(key, value):
+    code = "import logging; logging.basicConfig(); import ucm, sys; ucm.Conf({sys.argv[1]: eval(sys.argv[2])})"
+    said = [
+        subprocess.run([sys.executable, "-c", code, key, repr(v)], capture_output=True, text=True, timeout=60, cwd="/")
+        for v in (value, type(value)())
+    ]
+    assert re.search(rf"^WARNING:ucm:.*{key}: .* has no effect yet \(given by the caller\): .*(give|remove)", said[0].stderr)
+    assert said[1].stderr == ""
 
 
 def test_wrong_options_are_the_cores_to_refuse():
