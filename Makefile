@@ -4,7 +4,7 @@ VENV  ?= .venv
 BUILD ?= build
 export PATH := $(abspath $(VENV))/bin:$(PATH)
 
-C     := $(shell find include src tools tests bench ucm -name '*.[ch]')
+C     := $(shell find include src tools tests bench examples ucm -name '*.[ch]')
 MESON := $(VENV)/bin/meson
 TESTS := $(MESON) test --print-errorlogs --no-rebuild
 
@@ -12,7 +12,7 @@ TESTS := $(MESON) test --print-errorlogs --no-rebuild
 .PHONY: build demo test check test-c test-python test-e2e asan tsan fuzz model stress coverage bench docs fmt wheel clean help
 
 help: ## this list
-	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 # ---- set-up: Debian packages (as root; otherwise says which are missing), Python tools from PyPI ----
 
@@ -58,9 +58,9 @@ demo: $(VENV)/.engine $(VENV)/.package ## set up, then prefix caching in a real 
 # ---- tests ----
 
 test: check test-c asan tsan test-python test-e2e ## set up and run all tests
-check: build ## include rules, file sizes, the header by itself, formatting
+check: build ## include rules, lengths, the header by itself
 	tools/check-layers
-test-c: build
+test-c: build ## C tests
 	$(TESTS) -C build
 asan: build-asan/build.ninja ## C tests under AddressSanitizer and UBSan
 	ninja -C build-asan && $(TESTS) -C build-asan

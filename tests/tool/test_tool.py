@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The program ucm as a user meets it: what it prints, its exit statuses, its errors.
-usage: test_tool.py UCM MAKE_STORE OPTIONS_MD [unittest arguments]"""
+usage: test_tool.py UCM MAKE_STORE EXAMPLE OPTIONS_MD [unittest arguments]"""
 import json
 import os
 import subprocess
@@ -9,7 +9,7 @@ import tempfile
 import unittest
 from pathlib import Path
 
-UCM, MAKE_STORE, OPTIONS_MD = (Path(p).resolve() for p in sys.argv[1:4])
+UCM, MAKE_STORE, EXAMPLE, OPTIONS_MD = (Path(p).resolve() for p in sys.argv[1:5])
 GOOD, BAD, CANNOT = 0, 1, 2
 BLOCKS, HEADER, BLOCK = 20, 4096, 65536
 
@@ -26,6 +26,21 @@ class Tool(unittest.TestCase):
         self.assertIn(out, done.stdout, said)
         self.assertIn(err, done.stderr, said)
         return done
+
+
+class Example(Tool):
+    """examples/round_trip.c"""
+
+    def run_on(self, backend):
+        return subprocess.run([EXAMPLE, backend], capture_output=True, text=True, timeout=120)
+
+    def test_it_does_what_it_says(self):
+        with tempfile.TemporaryDirectory() as backend:
+            self.ends(self.run_on(backend), GOOD, out="3 of 3 blocks can be loaded")
+            self.ends(ucm("verify", backend), GOOD, out="3 blocks")
+
+    def test_its_errors_are_the_stores(self):
+        self.ends(self.run_on("/nowhere"), 1, err="storage_backends: /nowhere: No such file or directory; make")
 
 
 class Words(Tool):
@@ -222,4 +237,4 @@ class Bench(Tool):
 
 
 if __name__ == "__main__":
-    unittest.main(argv=[sys.argv[0], *sys.argv[4:]])
+    unittest.main(argv=[sys.argv[0], *sys.argv[5:]])

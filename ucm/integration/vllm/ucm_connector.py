@@ -57,6 +57,9 @@ class UCMConnector(KVConnectorBase_V1):
             self._scheduler = SchedulerSide(geometry, store, policy)
             logger.info("ucm: blocks of %d tokens, %d bytes; %s", geometry.block_tokens,
                         geometry.block_size, geometry.namespace)
+            if policy.loads and getattr(vllm_config.kv_transfer_config, "kv_load_failure_policy", "") == "fail":
+                logger.warning("kv_load_failure_policy is \"fail\", vLLM's default: a block that cannot be loaded "
+                               "fails its request. Give \"kv_load_failure_policy\": \"recompute\" beside kv_role.")
             if geometry.hash_seed == geo.RANDOM_SEED:
                 logger.warning("vLLM's block hashes differ from process to process: nothing stored now will "
                                "be found after a restart. Set PYTHONHASHSEED to the same number everywhere.")
