@@ -93,6 +93,7 @@ const char *ucmi_nearest(const char *given, const char *const *words);
     X(CACHE_FILLS, "cache_fills_total", "counter", "block slices brought into DRAM from below")   \
     X(CACHE_EVICTED, "cache_evicted_total", "counter", "blocks evicted from DRAM")                \
     X(CACHE_RECLAIMED, "cache_reclaimed_total", "counter", "slots taken back from dead processes")\
+    X(CACHE_ADOPTED, "cache_adopted_total", "counter", "blocks of processes that went written down") \
     X(CACHE_WAITED, "cache_waited_total", "counter", "block slices that waited for a free slot")  \
     X(DISK_READS, "disk_reads_total", "counter", "block reads from storage")                      \
     X(DISK_READ_BYTES, "disk_read_bytes_total", "counter", "bytes read from storage")             \

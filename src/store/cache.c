@@ -4,7 +4,8 @@
  * and closing, the way in for xfers, lookups.  How it works is in cache.h.
  *
  * Submit, lookup and prefetch come from any thread and take no lock but a mover's inbox.  Closing
- * first ends the loads, then finishes the dumps under way.
+ * first ends the loads, then finishes the dumps under way, those of processes that were killed
+ * included: who leaves a pool last takes it along.
  */
 #include "store/cache.h"
 
@@ -129,6 +130,10 @@ static void cache_close(struct ucm_tier *t)
 
     c->close_ns = ucmi_now_ns() + c->timeout_ns;
     stop_mover(c, &c->in, 1);
+    ucmi_pool_sweep(c->pool);
+    pthread_mutex_lock(&c->lock);
+    c->orphan_at = 0;
+    pthread_mutex_unlock(&c->lock);
     stop_mover(c, &c->out, 2);
     atomic_store(&c->keepers, 1);
     for (size_t i = 0; i < ARRAY_LEN(movers); i++) {

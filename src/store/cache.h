@@ -41,6 +41,7 @@ enum {
     FLIGHT_BYTES = 8 << 20,
     FLIGHTS_MAX = 32, /* on a stream: more would only wait there */
     COPY_MAX = 1024,  /* pieces handed to the device at once */
+    ORPHANS_MAX = 8,  /* blocks that others left being written down at a time */
 };
 
 /* ---- lists ---- */
@@ -156,6 +157,7 @@ struct block {
     bool whole;  /* all shards are there: READY, and pinned by us */
     bool dirty;  /* some came from the engine */
     bool failed; /* some could not be read: to be dropped when nobody uses it */
+    bool orphan; /* we write it down for a process that is gone; counted in cache.norphans */
     enum below below;
     int below_err;
     uint64_t touched_ns;
@@ -234,6 +236,8 @@ struct cache {
     uint32_t nblocks;      /* how many there are */
     struct link making;    /* blocks that are not whole, the longest untouched first */
     struct link dirty;     /* blocks to be written down */
+    uint32_t orphan_at;    /* slots from here on may have blocks that others left */
+    uint32_t norphans;     /* being written down */
     uint64_t sweep_ns;     /* not before */
     _Atomic int keepers;   /* movers that are orphaned, and who closes */
     int closing;           /* 1: no more loads; 2: dumps are done with, too */
@@ -302,6 +306,8 @@ void ucmi_dump_place(struct mover *m, struct part *p, struct pass *pass);
 void ucmi_dump_copied(struct cache *c, struct part *p, int err, struct link *fin);
 void ucmi_dump_join(struct cache *c, struct part *p, struct link *fin);
 void ucmi_dump_write(struct mover *m, struct pass *pass);
+/* There may be blocks that others left, and they may be written down now. */
+bool ucmi_dump_orphans(const struct mover *m);
 void ucmi_dump_written(struct mover *m, struct event *e, struct link *fin);
 
 #endif

@@ -117,6 +117,8 @@ static void wake(struct block *b, uint32_t from, uint32_t to, int err)
 static void make_whole(struct cache *c, struct block *b)
 {
     list_del(&b->link);
+    if (b->dirty)
+        ucmi_pool_unstored(c->pool, b->slot);
     ucmi_pool_publish(c->pool, b->slot);
     b->whole = true;
     if (b->dirty) {
@@ -164,6 +166,7 @@ void ucmi_block_end(struct cache *c, struct block *b, int err, struct link *fin)
     list_del(&b->link);
     c->blocks[b->slot] = NULL;
     c->nblocks--;
+    c->norphans -= b->orphan;
     if (b->whole)
         ucmi_pool_unpin(c->pool, b->slot);
     else

@@ -213,6 +213,10 @@ enum ucmi_pool_got ucmi_part_get(struct mover *m, struct part *p, struct pass *p
         c->sweep_ns = pass->now_ns + SWEEP_MS * UINT64_C(1000000);
         if (ucmi_pool_sweep(c->pool))
             got = ucmi_pool_get(c->pool, &want, may_claim(m), slot);
+        if (atomic_exchange(&c->pool->orphans, false)) {
+            c->orphan_at = 0;
+            ucmi_mover_kick(&c->out);
+        }
     }
     return got;
 }
@@ -364,6 +368,7 @@ static void shut_down(struct mover *m, struct pass *pass)
         end_waiting(c, LIST_ITEM(l, struct job, link), -ESHUTDOWN, false, &pass->fin);
     if (pass->now_ns < c->close_ns)
         return;
+    c->orphan_at = c->pool->layout.nslots;
     for (struct link *l; m->out && (l = list_take(&c->dirty));) {
         struct block *b = LIST_ITEM(l, struct block, link);
         ucmi_block_written(c, b, -ETIMEDOUT, &pass->fin);
@@ -380,7 +385,8 @@ static uint64_t next_wake(const struct mover *m, uint64_t now_ns)
 {
     const struct cache *c = m->c;
     if ((!list_empty(&m->todo) && can_copy(m)) ||
-        (m->out && !list_empty(&c->dirty) && list_empty(&m->unsent)))
+        (m->out && !list_empty(&c->dirty) && list_empty(&m->unsent)) ||
+        (m->out && ucmi_dump_orphans(m)))
         return 0;
     uint64_t wake_ns = m->deadline_ns;
     if (needs_tick(m))
@@ -495,7 +501,7 @@ static bool finished(struct mover *m, struct pass *pass)
     struct cache *c = m->c;
     if (c->closing < (m->out ? 2 : 1) || !list_empty(&m->jobs) || m->nflights)
         return false;
-    if (m->out && !list_empty(&c->dirty))
+    if (m->out && (!list_empty(&c->dirty) || c->orphan_at < c->pool->layout.nslots))
         return false;
     if (m->nchildren && pass->now_ns < c->close_ns)
         return false;
@@ -540,7 +546,7 @@ void *ucmi_mover_main(void *arg)
 {
     struct mover *m = arg;
     struct cache *c = m->c;
-    uint64_t wake_ns = UINT64_MAX;
+    uint64_t wake_ns = m->out ? 0 : UINT64_MAX; /* others may have left something to write */
     for (bool end = false; !end;) {
         struct link jobs;
         struct pass pass;

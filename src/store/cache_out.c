@@ -5,12 +5,16 @@
  * The engine's memory is RELEASED as soon as its copy has ended.  A block that is whole is READY
  * for all processes at once, and is written down in one piece, straight out of its slot, which
  * stays pinned until the tier below says STORED.  A block that is in the pool already is written
- * down all the same: the tier below knows best whether it has it.  Runs on the out mover, except
- * ucmi_dump_join; all with cache.lock held.
+ * down all the same: the tier below knows best whether it has it.  A block that a process left
+ * READY and not STORED, because it was killed or its disk failed, is written down by whoever comes
+ * next, when there is nothing else to write.  Runs on the out mover, except ucmi_dump_join; all
+ * with cache.lock held.
  */
 #include "store/cache.h"
 
 #include <stdlib.h>
+
+enum { ORPHAN_LOOKS = 1024 }; /* slots looked at with the lock held once */
 
 /* A block that is READY: the pin that comes with it is the struct block's from now on. */
 static struct block *adopt(struct cache *c, const struct ucm_slice *s, uint32_t slot,
@@ -121,10 +125,46 @@ void ucmi_dump_join(struct cache *c, struct part *p, struct link *fin)
     ucmi_block_unref(c, b, fin);
 }
 
-/* Hands the blocks that are whole to the tier below, many at once. */
+/* ---- writing down ---- */
+
+bool ucmi_dump_orphans(const struct mover *m)
+{
+    const struct cache *c = m->c;
+    uint32_t nslots = c->pool->layout.nslots, most = MAX(MIN(nslots / 8, ORPHANS_MAX), 1);
+    return c->orphan_at < nslots && c->norphans < most && list_empty(&c->dirty) &&
+           list_empty(&m->unsent);
+}
+
+/* What a process that is gone was to write down, if that is such a slot.  It stays to be evicted
+ * until then: it is worth no more than others. */
+static void adopt_orphan(struct mover *m, struct pass *pass, uint32_t slot)
+{
+    struct cache *c = m->c;
+    struct ucmi_pool_want what;
+    if (!ucmi_pool_adopt(c->pool, slot, c->geo->rank, &what))
+        return;
+    struct ucm_slice s = {.key = what.key, .depth = what.depth};
+    struct block *b = c->blocks[slot] ? NULL : ucmi_block_new(c, &s, slot, true, pass->now_ns);
+    if (!b) { /* a dump has it: it is written down anyway */
+        ucmi_pool_unpin(c->pool, slot);
+        return;
+    }
+    b->below = BELOW_WRITING;
+    b->orphan = true;
+    c->norphans++;
+    b->users++;
+    if (!ucmi_child_add(m, pass, b, 0, c->geo->nshards, pass->now_ns + c->timeout_ns))
+        ucmi_block_written(c, b, -ENOMEM, &pass->fin);
+    ucmi_block_unref(c, b, &pass->fin);
+}
+
+/* Hands the blocks that are whole to the tier below, many at once; then, if it has room for more,
+ * some of those that others left. */
 void ucmi_dump_write(struct mover *m, struct pass *pass)
 {
     struct cache *c = m->c;
+    for (unsigned i = 0; i < ORPHAN_LOOKS && ucmi_dump_orphans(m); i++)
+        adopt_orphan(m, pass, c->orphan_at++);
     for (unsigned i = 0; i < PASS_PARTS && list_empty(&m->unsent); i++) {
         struct link *l = list_take(&c->dirty);
         if (!l)
@@ -140,6 +180,10 @@ void ucmi_dump_write(struct mover *m, struct pass *pass)
 void ucmi_dump_written(struct mover *m, struct event *e, struct link *fin)
 {
     struct child_slice *cs = CONTAINER_OF(e, struct child_slice, e);
+    if (!cs->err)
+        ucmi_pool_stored(m->c->pool, cs->block->slot);
+    if (!cs->err && cs->block->orphan)
+        ucmi_count(m->c->counters, UCMI_CACHE_ADOPTED, 1);
     ucmi_block_written(m->c, cs->block, cs->err, fin);
     ucmi_block_unref(m->c, cs->block, fin);
     ucmi_child_unref(cs->child);

@@ -17,6 +17,7 @@ enum {
     TRIES = 8,         /* claims that meet another claim to the same block */
     EVICT_TRIES = 128, /* victims that turn out to be in use */
     AHEAD = 32,        /* keys of a lookup whose lines are fetched together */
+    NOBODY = 0xff,     /* an owner that is no process */
 };
 
 struct where { /* of a block */
@@ -314,6 +315,51 @@ void ucmi_pool_drop(struct ucmi_pool *p, uint32_t slot)
     make_free(p, slot, generation);
 }
 
+/* ---- blocks that are READY and not STORED ---- */
+
+void ucmi_pool_unstored(struct ucmi_pool *p, uint32_t slot)
+{
+    struct ucmi_pool_meta *m = &p->metas[slot];
+    atomic_store(&m->unstored, make_word(atomic_load(&m->word) >> 16, p->me, UCMI_SLOT_READY));
+}
+
+void ucmi_pool_stored(struct ucmi_pool *p, uint32_t slot)
+{
+    atomic_store(&p->metas[slot].unstored, 0);
+}
+
+bool ucmi_pool_adopt(struct ucmi_pool *p, uint32_t slot, uint32_t rank, struct ucmi_pool_want *what)
+{
+    struct ucmi_pool_meta *m = &p->metas[slot];
+    uint64_t word = atomic_load(&m->word), generation = word >> 16;
+    uint64_t mark = make_word(generation, NOBODY, UCMI_SLOT_READY);
+    if (state_of(word) != UCMI_SLOT_READY || atomic_load(&m->unstored) != mark ||
+        atomic_load(&m->rank) != rank || !pin_ready(p, slot, word))
+        return false;
+    if (!atomic_compare_exchange_strong(&m->unstored, &mark,
+                                        make_word(generation, p->me, UCMI_SLOT_READY))) {
+        ucmi_pool_unpin(p, slot);
+        return false;
+    }
+    uint64_t key[2] = {atomic_load(&m->key[0]), atomic_load(&m->key[1])};
+    memcpy(what->key.b, key, sizeof key);
+    what->rank = rank;
+    what->depth = atomic_load(&m->depth);
+    return true;
+}
+
+void ucmi_pool_disown(struct ucmi_pool *p, uint32_t slot, uint64_t gone)
+{
+    struct ucmi_pool_meta *m = &p->metas[slot];
+    uint64_t mark = atomic_load(&m->unstored);
+    if (!mark || mark >> 16 != atomic_load(&m->word) >> 16 || owner_of(mark) == NOBODY ||
+        !(gone >> (owner_of(mark) & 63) & 1))
+        return;
+    if (atomic_compare_exchange_strong(&m->unstored, &mark,
+                                       make_word(mark >> 16, NOBODY, UCMI_SLOT_READY)))
+        atomic_store(&p->orphans, true);
+}
+
 /* ---- lookups ---- */
 
 static void lease(struct ucmi_pool_meta *m, uint32_t until)
@@ -380,6 +426,7 @@ unsigned ucmi_pool_reclaim(struct ucmi_pool *p, uint32_t slot, uint64_t dead)
     struct ucmi_pool_meta *m = &p->metas[slot];
     uint64_t word = atomic_load(&m->word), generation = word >> 16;
     unsigned changed = 0;
+    ucmi_pool_disown(p, slot, dead);
     if (atomic_load(&m->holders) & dead) {
         atomic_fetch_and(&m->holders, ~dead);
         changed = 1;

@@ -27,6 +27,9 @@
  *   - Who fills a block publishes its claim (FILLING, with tag and key), then looks for another
  *     claim to the same block, and gives up its own if there is one: a block is being filled or
  *     ready in one slot at most.
+ *   - A block that is READY but not STORED says who writes it down.  When that process is gone, it
+ * is marked as nobody's, and one that adopts it, by a compare-and-swap of the mark, does it
+ * instead.
  *   - There is no lock in this memory.  A process has an index 0..63 while it holds an OFD lock on
  *     that byte of the file: what a dead one left behind is told by asking the kernel.
  *
@@ -59,6 +62,8 @@ struct ucmi_pool_meta {
     _Atomic uint32_t rank, depth;
     _Atomic uint32_t tick;     /* when it was last used; in the future: leased until then */
     _Atomic uint64_t since_ns; /* QUARANTINE: from when */
+    _Atomic uint64_t unstored; /* generation and owner: who is to write down the block that is READY
+                                * in this generation, and has not; 0: nobody needs to */
 };
 
 struct ucmi_pool_layout { /* where everything is; the same in all processes that share a pool */
@@ -97,6 +102,7 @@ struct ucmi_pool {
     pthread_t populate;
     bool populating;
     _Atomic bool stop;
+    _Atomic bool orphans; /* some were marked since this was last cleared */
 };
 
 /* ---- opening: pool_shm.c ---- */
@@ -142,6 +148,14 @@ void ucmi_pool_publish(struct ucmi_pool *p, uint32_t slot);
 /* FILLING -> FREE: the block will not come. */
 void ucmi_pool_drop(struct ucmi_pool *p, uint32_t slot);
 void ucmi_pool_unpin(struct ucmi_pool *p, uint32_t slot);
+/* Before a block is published: we are going to write it down.  And when it is STORED, while it is
+ * pinned, whoever was to do it. */
+void ucmi_pool_unstored(struct ucmi_pool *p, uint32_t slot);
+void ucmi_pool_stored(struct ucmi_pool *p, uint32_t slot);
+/* True: the slot has a block of that rank that is not STORED, and whose writer is gone.  It is
+ * pinned for us, and ours to write down; *what says what it is. */
+bool ucmi_pool_adopt(struct ucmi_pool *p, uint32_t slot, uint32_t rank,
+                     struct ucmi_pool_want *what);
 /* Sets found[i] to level where it is 0 and the block is READY, and leases the block for some
  * seconds: colder ones go first.  Returns how many entries are still 0. */
 size_t ucmi_pool_lookup(struct ucmi_pool *p, const ucm_key *keys, size_t n, uint32_t rank,
@@ -176,6 +190,8 @@ static inline char *ucmi_pool_memory(const struct ucmi_pool *p, uint32_t slot)
 
 /* For pool_shm.c: puts what the dead owner of a slot left into order; 1 if it was changed. */
 unsigned ucmi_pool_reclaim(struct ucmi_pool *p, uint32_t slot, uint64_t dead);
+/* What processes that are gone were to write down there is nobody's. */
+void ucmi_pool_disown(struct ucmi_pool *p, uint32_t slot, uint64_t gone);
 /* A slot whose quarantine is over becomes FREE; 1 if so. */
 unsigned ucmi_pool_parole(struct ucmi_pool *p, uint32_t slot, uint64_t now_ns);
 

@@ -35,7 +35,7 @@
 #endif
 
 enum {
-    VERSION = 1,
+    VERSION = 2,
     GATE = UCMI_POOL_MEMBERS,
     GATE_STEP_MS = 2,
     JOIN_MS = 60000, /* the maker of a large pool holds the gate while its space is allocated */
@@ -527,13 +527,16 @@ static bool take_gate(int fd, unsigned ms)
 }
 
 /* Who finds no other member alive removes the file; the gate keeps everyone from joining meanwhile.
- */
+ * What we could not write down is left to the others. */
 static void leave(struct ucmi_pool *p)
 {
     if (!take_gate(p->fd, LEAVE_MS))
         return; /* our lock goes all the same; the file is left to the next who comes */
     atomic_fetch_and(&p->head->members, ~ucmi_pool_bit(p));
-    if (!others_alive(p->fd) && has_name(p->fd, p->path))
+    if (others_alive(p->fd))
+        for (uint32_t slot = 0; slot < p->layout.nslots; slot++)
+            ucmi_pool_disown(p, slot, ucmi_pool_bit(p));
+    else if (has_name(p->fd, p->path))
         unlink(p->path);
     lock_byte(p->fd, F_UNLCK, p->me);
     lock_byte(p->fd, F_UNLCK, GATE);

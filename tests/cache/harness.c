@@ -126,6 +126,7 @@ static int perform(struct below *b, const struct held *h)
         memcpy(st->bytes + at, iov.iov_base, len);
     else if (st)
         memcpy(iov.iov_base, st->bytes + at, len);
+    pthread_cond_broadcast(&b->change);
     pthread_mutex_unlock(&b->lock);
     return st ? 0 : -ENOENT;
 }
@@ -188,6 +189,17 @@ void below_wait_held(struct below *b, size_t n)
     while (b->nheld < n && !ucmi_cond_wait(&b->change, &b->lock, end))
         ;
     bool there = b->nheld >= n;
+    pthread_mutex_unlock(&b->lock);
+    assert_true(there);
+}
+
+void below_wait_stored(struct below *b, size_t n)
+{
+    uint64_t end = patience();
+    pthread_mutex_lock(&b->lock);
+    while (b->nstored < n && !ucmi_cond_wait(&b->change, &b->lock, end))
+        ;
+    bool there = b->nstored >= n;
     pthread_mutex_unlock(&b->lock);
     assert_true(there);
 }
@@ -335,6 +347,7 @@ void stack_open(struct stack *s, const char *dir, const struct shape *shape, con
     ucmi_cond_init(&b->change);
     b->shard_size = shape->shard_size;
     b->nshards = shape->nshards;
+    b->hold = shape->hold;
     b->tier = (struct ucm_tier){.ops = &below_ops, .geo = &s->geo, .counters = &s->counters};
     assert_int_equal(ucmi_thread_start(&b->thread, "below", shuffler, b), 0);
 

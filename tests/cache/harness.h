@@ -55,7 +55,8 @@ struct below {
 /* Ends held slice i (in order of arrival) or all there are; err 0: as the dictionary says. */
 void below_release(struct below *b, size_t i, int err);
 void below_release_all(struct below *b, int err);
-void below_wait_held(struct below *b, size_t n); /* until at least n are held */
+void below_wait_held(struct below *b, size_t n);   /* until at least n are held */
+void below_wait_stored(struct below *b, size_t n); /* until it has at least n blocks */
 void below_put(struct below *b, const ucm_key *key);
 bool below_has(struct below *b, const ucm_key *key); /* with the right bytes */
 size_t below_count(struct below *b);
@@ -75,6 +76,7 @@ struct shape {
     unsigned nslots;
     unsigned timeout_ms;
     const char *device; /* NULL: host */
+    bool hold;          /* below.hold from the first moment */
 };
 /* options: "name=value name=value" or NULL. */
 void stack_open(struct stack *s, const char *dir, const struct shape *shape, const char *options);

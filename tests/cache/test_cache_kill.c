@@ -114,9 +114,145 @@ static void the_living_go_on(void **state)
     assert_int_equal(count_files(*state), 0);
 }
 
+/* ---- what a killed process had not written down ---- */
+
+enum { LOST = 12 };
+
+/* Dumps over a disk that takes nothing, and is killed when its blocks are RELEASED. */
+static pid_t dump_and_wait(const char *dir, int go[2], int done[2])
+{
+    struct stack s;
+    struct move m;
+    char byte = 0;
+    assert_int_equal(pipe(go) | pipe(done), 0);
+    pid_t pid = fork();
+    if (pid)
+        return pid;
+    setenv("CMOCKA_TEST_ABORT", "1", 1);
+    if (read(go[0], &byte, 1) != 1)
+        _exit(1);
+    stack_open(&s, dir, &shape, NULL);
+    s.below.hold = true;
+    move_new(&m, &s, true, 0, LOST, 0, 4, 0);
+    assert_int_equal(move_submit(&m), 0);
+    assert_int_equal(move_wait(&m, UCM_RELEASED), 0);
+    below_wait_held(&s.below, LOST);
+    if (write(done[1], &byte, 1) != 1)
+        _exit(1);
+    for (;;)
+        pause();
+}
+
+static void kill_when_released(pid_t pid, int go[2], int done[2])
+{
+    char byte = 0;
+    int status;
+    assert_int_equal(write(go[1], &byte, 1), 1);
+    assert_int_equal(read(done[0], &byte, 1), 1);
+    assert_int_equal(kill(pid, SIGKILL), 0);
+    assert_int_equal(waitpid(pid, &status, 0), pid);
+    for (int i = 0; i < 2; i++) {
+        close(go[i]);
+        close(done[i]);
+    }
+}
+
+static void check_all_stored(struct stack *s)
+{
+    for (uint64_t i = 0; i < LOST; i++)
+        assert_true(below_has(&s->below, (ucm_key[]){key_of(i)}));
+}
+
+static void a_successor_writes_down_what_was_left(void **state)
+{
+    struct stack a, b;
+    int go[2], done[2];
+    pid_t pid = dump_and_wait(*state, go, done);
+    kill_when_released(pid, go, done);
+    stack_open(&a, *state, &shape, NULL);
+    stack_open(&b, *state, &shape, NULL);
+    below_wait_stored(&a.below, LOST); /* nobody asked for it */
+    check_all_stored(&a);
+    assert_int_equal(run_move(&b, false, 0, LOST), 0);
+    stack_close_cache(&a);
+    stack_close_cache(&b);
+    assert_int_equal(counter(&a, UCMI_CACHE_ADOPTED), LOST);
+    assert_int_equal(a.below.writes, LOST); /* once each */
+    assert_int_equal(b.below.writes, 0);
+    stack_close(&a);
+    stack_close(&b);
+    assert_int_equal(count_files(*state), 0);
+}
+
+/* The last one out takes along what a process left that nobody has missed. */
+static void a_survivor_writes_it_down_when_it_leaves(void **state)
+{
+    struct stack s;
+    int go[2], done[2];
+    pid_t pid = dump_and_wait(*state, go, done);
+    stack_open(&s, *state, &shape, NULL);
+    kill_when_released(pid, go, done);
+    stack_close_cache(&s);
+    check_all_stored(&s);
+    stack_close(&s);
+    assert_int_equal(count_files(*state), 0);
+}
+
+/* A disk that takes nothing of what was left holds no more than a few slots, and nobody up. */
+static void what_was_left_holds_nobody_up(void **state)
+{
+    enum { AT_A_TIME = 8 };
+    struct stack s;
+    struct move m;
+    struct shape slow = shape;
+    int go[2], done[2];
+    pid_t pid = dump_and_wait(*state, go, done);
+    kill_when_released(pid, go, done);
+    slow.hold = true;
+    stack_open(&s, *state, &slow, NULL);
+    below_wait_held(&s.below, AT_A_TIME);
+    assert_int_equal(run_move(&s, false, 0, LOST), 0);
+    move_new(&m, &s, true, 100, 1, 0, 4, 0);
+    assert_int_equal(move_submit(&m), 0);
+    below_wait_held(&s.below, AT_A_TIME + 1);
+    below_release(&s.below, AT_A_TIME, 0); /* before any of them */
+    assert_int_equal(move_wait(&m, UCM_STORED), 0);
+    s.below.hold = false;
+    below_release_all(&s.below, 0);
+    below_wait_stored(&s.below, LOST + 1);
+    check_all_stored(&s);
+    move_free(&m);
+    stack_close(&s);
+    assert_int_equal(count_files(*state), 0);
+}
+
+/* What could not be written down is left to those who stay, and to those who come. */
+static void what_failed_is_tried_by_the_next(void **state)
+{
+    struct stack a, b;
+    stack_open(&a, *state, &shape, NULL);
+    a.below.fail_with = -ENOSPC;
+    assert_int_equal(run_move(&a, true, 0, LOST), -ENOSPC);
+    stack_open(&b, *state, &shape, NULL);
+    stack_close(&a);
+    assert_int_equal(run_move(&b, true, 100, 1), 0);
+    assert_int_equal(b.below.writes, 1);
+    stack_open(&a, *state, &shape, NULL);
+    below_wait_stored(&a.below, LOST);
+    check_all_stored(&a);
+    stack_close(&a);
+    stack_close(&b);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test_setup_teardown(a_successor_writes_down_what_was_left, make_dir,
+                                        remove_dir),
+        cmocka_unit_test_setup_teardown(a_survivor_writes_it_down_when_it_leaves, make_dir,
+                                        remove_dir),
+        cmocka_unit_test_setup_teardown(what_was_left_holds_nobody_up, make_dir, remove_dir),
+        cmocka_unit_test_setup_teardown(what_failed_is_tried_by_the_next, make_dir, remove_dir),
         cmocka_unit_test_setup_teardown(the_living_go_on, make_dir, remove_dir),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -523,6 +523,73 @@ static void a_killed_pool_is_found_again(void **state)
     assert_int_equal(count_files(*state), 0);
 }
 
+/* What the dead were to write down is adopted by one of the others, again and again until it is
+ * STORED; what was STORED is not. */
+enum { UNSTORED = 20, STORED = 21 };
+
+static void leave_unstored(struct ucmi_pool *p)
+{
+    uint32_t slot;
+    for (uint64_t i = UNSTORED; i <= STORED; i++) {
+        if (get(p, i, &slot) != UCMI_POOL_CLAIMED)
+            abort();
+        ucmi_pool_unstored(p, slot);
+        ucmi_pool_publish(p, slot);
+        if (i == STORED)
+            ucmi_pool_stored(p, slot);
+        ucmi_pool_unpin(p, slot);
+    }
+}
+
+static unsigned adopt_all(struct ucmi_pool *p, uint32_t rank, uint32_t *slot_p)
+{
+    struct ucmi_pool_want what;
+    unsigned n = 0;
+    for (uint32_t slot = 0; slot < p->layout.nslots; slot++)
+        if (ucmi_pool_adopt(p, slot, rank, &what)) {
+            ucm_key key = key_of(UNSTORED);
+            assert_true(ucmi_key_eq(&what.key, &key));
+            *slot_p = slot;
+            n++;
+        }
+    return n;
+}
+
+static void adopt_and_die(struct ucmi_pool *p)
+{
+    uint32_t slot;
+    ucmi_pool_sweep(p);
+    if (adopt_all(p, 0, &slot) != 1)
+        abort();
+}
+
+static void what_was_not_stored_is_adopted_by_one(void **state)
+{
+    struct ucmi_pool *a = pool_in(*state, 1, 16, 0), *b;
+    uint32_t slot;
+    live_and_die(*state, 1, 16, leave_unstored);
+    assert_int_equal(adopt_all(a, 0, &slot), 0); /* not yet known to be dead */
+    b = pool_in(*state, 1, 16, 0);
+    assert_int_equal(adopt_all(b, 1, &slot), 0); /* another rank's */
+    assert_int_equal(adopt_all(b, 0, &slot), 1);
+    assert_int_equal(adopt_all(a, 0, &slot), 0);
+    ucmi_pool_unpin(b, slot);
+    ucmi_pool_close(b); /* it could not: the mark outlives it */
+    live_and_die(*state, 1, 16, adopt_and_die);
+    ucmi_pool_sweep(a);
+    assert_true(atomic_load(&a->orphans));
+    assert_int_equal(adopt_all(a, 0, &slot), 1);
+    ucmi_pool_stored(a, slot);
+    ucmi_pool_unpin(a, slot);
+    b = pool_in(*state, 1, 16, 0);
+    ucmi_pool_close(a);
+    assert_int_equal(adopt_all(b, 0, &slot), 0);
+    for (uint64_t i = 100; i < 200; i++)
+        put(b, i); /* a mark does not keep a block, nor is it the next block's */
+    assert_false(found(b, UNSTORED));
+    ucmi_pool_close(b);
+}
+
 static void another_namespace_removes_the_dead_and_spares_the_living(void **state)
 {
     struct ucmi_pool *living = pool_in(*state, 1, 16, 0);
@@ -564,6 +631,7 @@ int main(void)
         TEST(an_index_is_cleaned_before_it_is_used_again),
         TEST(pins_of_the_dead_do_not_last),
         TEST(a_killed_pool_is_found_again),
+        TEST(what_was_not_stored_is_adopted_by_one),
         TEST(another_namespace_removes_the_dead_and_spares_the_living),
         TEST(an_unfinished_file_is_made_anew),
     };
