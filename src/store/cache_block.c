@@ -77,7 +77,7 @@ struct block *ucmi_block_new(struct cache *c, const struct ucm_slice *s, uint32_
     b->whole = whole;
     b->touched_ns = now_ns;
     c->blocks[slot] = b;
-    c->nblocks++;
+    ucmi_pool_busy(c->pool, ++c->nblocks);
     if (whole) {
         b->nready = c->geo->nshards;
         for (uint32_t i = 0; i < SHARD_WORDS; i++)
@@ -165,7 +165,7 @@ void ucmi_block_end(struct cache *c, struct block *b, int err, struct link *fin)
     ucmi_block_written(c, b, err, fin);
     list_del(&b->link);
     c->blocks[b->slot] = NULL;
-    c->nblocks--;
+    ucmi_pool_busy(c->pool, --c->nblocks);
     c->norphans -= b->orphan;
     if (b->whole)
         ucmi_pool_unpin(c->pool, b->slot);

@@ -192,12 +192,15 @@ static bool drop_idle(struct cache *c, const struct ucm_slice *s, struct link *f
     return false;
 }
 
-/* Dumps leave some slots to the loads, however slowly the tier below takes what they bring. */
+/* Dumps, of all processes together, leave some slots to the loads, however slowly the tier below
+ * takes what they bring.  The slot is counted as ours before it is asked for: of two processes that
+ * ask for the last one, one at least sees the other. */
 static bool may_claim(const struct mover *m)
 {
     const struct cache *c = m->c;
     uint32_t nslots = c->pool->layout.nslots;
-    return !m->out || c->nblocks < nslots - nslots / LOAD_SHARE;
+    uint32_t share = nslots > 1 ? MAX(nslots / LOAD_SHARE, 1) : 0;
+    return !m->out || ucmi_pool_busy(c->pool, c->nblocks + 1) <= nslots - share;
 }
 
 enum ucmi_pool_got ucmi_part_get(struct mover *m, struct part *p, struct pass *pass, uint32_t *slot)
@@ -218,6 +221,8 @@ enum ucmi_pool_got ucmi_part_get(struct mover *m, struct part *p, struct pass *p
             ucmi_mover_kick(&c->out);
         }
     }
+    if (m->out && got != UCMI_POOL_CLAIMED)
+        ucmi_pool_busy(c->pool, c->nblocks);
     return got;
 }
 

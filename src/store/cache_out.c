@@ -42,8 +42,10 @@ static bool find_block(struct mover *m, struct part *p, struct pass *pass)
     case UCMI_POOL_READY: p->block = adopt(c, s, slot, pass->now_ns); break;
     case UCMI_POOL_CLAIMED:
         p->block = ucmi_block_new(c, s, slot, false, pass->now_ns);
-        if (!p->block)
+        if (!p->block) {
             ucmi_pool_drop(c->pool, slot);
+            ucmi_pool_busy(c->pool, c->nblocks);
+        }
         break;
     case UCMI_POOL_MINE: p->block = c->blocks[slot]; break;
     case UCMI_POOL_BUSY:

@@ -315,6 +315,15 @@ void ucmi_pool_drop(struct ucmi_pool *p, uint32_t slot)
     make_free(p, slot, generation);
 }
 
+uint32_t ucmi_pool_busy(struct ucmi_pool *p, uint32_t ours)
+{
+    uint32_t all = 0;
+    atomic_store(&p->head->busy[p->me], ours);
+    for (unsigned i = 0; i < UCMI_POOL_MEMBERS; i++)
+        all += atomic_load(&p->head->busy[i]);
+    return all;
+}
+
 /* ---- blocks that are READY and not STORED ---- */
 
 void ucmi_pool_unstored(struct ucmi_pool *p, uint32_t slot)

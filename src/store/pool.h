@@ -79,6 +79,7 @@ struct ucmi_pool_head {
     _Atomic uint64_t members;     /* indexes that may have left something in the metas */
     _Atomic uint32_t quarantined; /* slots in QUARANTINE */
     _Atomic int64_t ready;        /* slots in READY */
+    _Atomic uint32_t busy[UCMI_POOL_MEMBERS]; /* slots each member fills or writes down */
 };
 
 struct ucmi_pool {
@@ -148,6 +149,9 @@ void ucmi_pool_publish(struct ucmi_pool *p, uint32_t slot);
 /* FILLING -> FREE: the block will not come. */
 void ucmi_pool_drop(struct ucmi_pool *p, uint32_t slot);
 void ucmi_pool_unpin(struct ucmi_pool *p, uint32_t slot);
+/* Says how many slots we fill or write down; returns how many all members together do.  Two who say
+ * it at once: one of them at least counts the other. */
+uint32_t ucmi_pool_busy(struct ucmi_pool *p, uint32_t ours);
 /* Before a block is published: we are going to write it down.  And when it is STORED, while it is
  * pinned, whoever was to do it. */
 void ucmi_pool_unstored(struct ucmi_pool *p, uint32_t slot);

@@ -35,7 +35,7 @@
 #endif
 
 enum {
-    VERSION = 2,
+    VERSION = 3,
     GATE = UCMI_POOL_MEMBERS,
     GATE_STEP_MS = 2,
     JOIN_MS = 60000, /* the maker of a large pool holds the gate while its space is allocated */
@@ -458,6 +458,8 @@ static unsigned sweep(struct ucmi_pool *p, uint64_t dead)
             changed += ucmi_pool_reclaim(p, slot, dead);
         changed += ucmi_pool_parole(p, slot, now);
     }
+    for (uint64_t left = dead; left; left &= left - 1)
+        atomic_store(&p->head->busy[__builtin_ctzll(left)], 0);
     atomic_fetch_and(&p->head->members, ~dead | ucmi_pool_bit(p));
     ucmi_count(p->counters, UCMI_CACHE_RECLAIMED, changed);
     return changed;
@@ -532,6 +534,7 @@ static void leave(struct ucmi_pool *p)
 {
     if (!take_gate(p->fd, LEAVE_MS))
         return; /* our lock goes all the same; the file is left to the next who comes */
+    atomic_store(&p->head->busy[p->me], 0);
     atomic_fetch_and(&p->head->members, ~ucmi_pool_bit(p));
     if (others_alive(p->fd))
         for (uint32_t slot = 0; slot < p->layout.nslots; slot++)

@@ -322,7 +322,7 @@ void stack_open(struct stack *s, const char *dir, const struct shape *shape, con
     size_t block = shape->nshards * shape->shard_size;
     assert_int_equal(ucm_conf_new(&s->conf), 0);
     snprintf(capacity, sizeof capacity, "%.12f",
-             (double)ucmi_pool_bytes(shape->nslots, block) / (1 << 30));
+             (double)(ucmi_pool_bytes(shape->nslots, block) + 1024) / (1 << 30)); /* it is cut */
     assert_int_equal(ucm_conf_set(s->conf, "cache_buffer_capacity_gb", capacity), 0);
     assert_int_equal(ucm_conf_set(s->conf, "cache_dir", dir), 0);
     if (options)

@@ -339,6 +339,48 @@ static void blocks_of_one_are_hits_for_the_other(void **state)
     assert_int_equal(count_files(*state), 0);
 }
 
+/* However many processes dump to a disk that takes nothing, some of the slots are for loads. */
+static void dumps_of_all_leave_a_share_to_loads(void **state)
+{
+    static const unsigned sizes[] = {2, 4, 8, 20};
+    for (size_t k = 0; k < ARRAY_LEN(sizes); k++) {
+        struct stack a, b;
+        struct move most, more, known;
+        struct shape shape = plain;
+        shape.nslots = sizes[k];
+        unsigned n = sizes[k] - MAX(sizes[k] / 8, 1);
+        stack_open(&a, *state, &shape, NULL);
+        stack_open(&b, *state, &shape, NULL);
+        assert_int_equal(a.counters.v[UCMI_CACHE_SLOTS], sizes[k]);
+        assert_int_equal(run_move(&a, true, 50, 1), 0);
+        a.below.hold = b.below.hold = true;
+        move_new(&most, &a, true, 0, n, 0, 4, 0);
+        move_new(&more, &b, true, 60, 1, 0, 4, 0);
+        move_new(&known, &b, true, 50, 1, 0, 4, 0);
+        assert_int_equal(move_submit(&most), 0);
+        below_wait_held(&a.below, n);
+        assert_int_equal(move_submit(&more), 0);
+        assert_int_equal(move_submit(&known), 0);
+        assert_int_equal(move_wait(&known, UCM_RELEASED), 0); /* so the other was looked at */
+        below_wait_held(&b.below, 1);
+        b.below.hold = false;
+        below_release_all(&b.below, 0);
+        assert_int_equal(move_wait(&known, UCM_STORED), 0);
+        below_put(&b.below, (ucm_key[]){key_of(70)});
+        assert_int_equal(run_move(&b, false, 70, 1), 0);
+        assert_false(move_reached(&more, UCM_RELEASED));
+        a.below.hold = false;
+        below_release_all(&a.below, 0);
+        assert_int_equal(move_wait(&most, UCM_STORED), 0);
+        assert_int_equal(move_wait(&more, UCM_STORED), 0);
+        move_free(&most);
+        move_free(&more);
+        move_free(&known);
+        stack_close(&a);
+        stack_close(&b);
+    }
+}
+
 static void private_buffers_are_not_shared(void **state)
 {
     struct stack a, b;
@@ -542,6 +584,7 @@ int main(void)
         TEST(traffic_in_both_directions),
         TEST(layers_in_any_order),
         TEST(blocks_of_one_are_hits_for_the_other),
+        TEST(dumps_of_all_leave_a_share_to_loads),
         TEST(private_buffers_are_not_shared),
         TEST(a_block_in_the_making_is_waited_for),
         TEST(an_asynchronous_device_is_waited_for),
