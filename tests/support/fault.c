@@ -52,8 +52,8 @@ static struct {
     _Atomic(fault_watch_fn *) watch;
 } fault = {.lock = PTHREAD_MUTEX_INITIALIZER, .released = PTHREAD_COND_INITIALIZER};
 
-ssize_t __real_pread(int fd, void *p, size_t len, off_t off);
-ssize_t __wrap_pread(int fd, void *p, size_t len, off_t off);
+ssize_t __real_pread64(int fd, void *p, size_t len, off_t off);
+ssize_t __wrap_pread64(int fd, void *p, size_t len, off_t off);
 
 /* ---- plans ---- */
 
@@ -248,7 +248,7 @@ static void read_part(const struct ucm_io *op, size_t len, int fill)
     size_t at = 0;
     for (unsigned i = 0; i < op->niov; at += op->iov[i++].iov_len) {
         size_t want = at < len ? MIN(op->iov[i].iov_len, len - at) : 0;
-        if (want && __real_pread(op->fd, op->iov[i].iov_base, want, op->off + (off_t)at) < 0)
+        if (want && __real_pread64(op->fd, op->iov[i].iov_base, want, op->off + (off_t)at) < 0)
             want = 0; /* O_DIRECT and odd pieces */
         if (fill >= 0)
             memset((char *)op->iov[i].iov_base + want, fill, op->iov[i].iov_len - want);
@@ -504,17 +504,17 @@ static int engine_file(void *state, const struct ucm_file *f)
 }
 
 /* How the store reads journals. */
-ssize_t __wrap_pread(int fd, void *p, size_t len, off_t off)
+ssize_t __wrap_pread64(int fd, void *p, size_t len, off_t off)
 {
     struct fault_plan how;
     uint64_t seed;
     if (!strike(FAULT_AT_PREAD, &how, &seed))
-        return __real_pread(fd, p, len, off);
+        return __real_pread64(fd, p, len, off);
     if (how.way == FAULT_WAY_DELAY)
         usleep(seed % (how.delay_us + 1u));
     if (how.way == FAULT_WAY_HANG)
         hang_here();
-    ssize_t n = __real_pread(fd, p, len, off);
+    ssize_t n = __real_pread64(fd, p, len, off);
     switch (how.way) {
     case FAULT_WAY_FAIL:
     case FAULT_WAY_HALF:
