@@ -110,7 +110,7 @@ const char *ucmi_nearest(const char *given, const char *const *words);
     X(DISK_COMPACTED, "disk_compacted_total", "counter", "journals rewritten")                    \
     X(DISK_BLOCKS, "disk_blocks", "gauge", "blocks the index knows, all lanes")                   \
     X(DISK_BYTES, "disk_bytes", "gauge", "bytes of our own segments")                             \
-    X(DISK_STALLED, "disk_stalled", "gauge", "1 while storage does not answer and is passed by")
+    X(DISK_STALLED, "disk_stalled", "gauge", "backends that do not answer and are passed by")
 
 enum ucmi_counter {
 #define X(id, name, kind, help) UCMI_##id,

@@ -123,7 +123,7 @@ static void publish(struct ucmi_posix *p, struct ucmi_lane *lane)
         own->live++;
     }
     pthread_rwlock_unlock(&p->lock);
-    ucmi_gauge(p->t->counters, UCMI_DISK_BLOCKS, (int64_t)p->index.count);
+    ucmi_posix_gauge(p, UCMI_DISK_BLOCKS, (int64_t)p->index.count);
 }
 
 static void over(struct ucmi_posix *p, struct ucmi_lane *lane, int err)
@@ -133,11 +133,11 @@ static void over(struct ucmi_posix *p, struct ucmi_lane *lane, int err)
 
     own->stage = UCMI_COMMIT_IDLE;
     if (err || own->lost) {
-        ucmi_batch_fail(p, b, err ? err : -EIO);
         ucmi_own_lose(p, lane,
                       err == -EOWNERDEAD ? "another process has taken it"
                                          : "its journal could not be written",
                       err);
+        ucmi_batch_fail(p, b, err ? err : -EIO);
         return;
     }
     own->records += b->n;
@@ -176,7 +176,7 @@ static void records_written(struct ucmi_posix *p, struct ucmi_sent *s)
         return;
     }
     ucmi_jtail_advance(&own->tail, own->flying.n, own->buf);
-    if (p->sync != UCMI_SYNC_FULL) {
+    if (p->o->sync != UCMI_SYNC_FULL) {
         over(p, own->lane, 0);
         return;
     }
@@ -239,7 +239,7 @@ static void data_synced(struct ucmi_posix *p, struct ucmi_sent *s);
 static void sync_data(struct ucmi_posix *p, struct ucmi_own *own, uint32_t from)
 {
     uint32_t segment = 0;
-    if (p->sync == UCMI_SYNC_NONE || !next_segment(own, from, &segment)) {
+    if (p->o->sync == UCMI_SYNC_NONE || !next_segment(own, from, &segment)) {
         write_records(p, own);
         return;
     }
@@ -281,7 +281,7 @@ int ucmi_commit_now(struct ucmi_posix *p, struct ucmi_lane *lane, struct ucmi_re
     off_t off = lay(own, v, n);
     int err =
         off < 0 ? (int)off : ucmi_pump_write(p, lane->journal, own->buf, own->iov.iov_len, off);
-    if (!err && p->sync == UCMI_SYNC_FULL)
+    if (!err && p->o->sync == UCMI_SYNC_FULL)
         err = ucmi_pump_sync(p, lane->journal);
     if (err < 0)
         return err;
@@ -352,7 +352,7 @@ static int write_summary(struct ucmi_posix *p, const struct ucmi_lane *lane, int
     h->summary = tail->pos.seq - base - 1;
     ucmi_journal_header_seal(h);
     err = ucmi_pump_write(p, fd, h, sizeof *h, 0);
-    if (!err && p->sync != UCMI_SYNC_NONE)
+    if (!err && p->o->sync != UCMI_SYNC_NONE)
         err = ucmi_pump_sync(p, fd);
     return err;
 }

@@ -86,7 +86,7 @@ static int open_seg(struct ucmi_posix *p, const struct ucmi_lane *lane, uint32_t
 static void learn_alignment(struct ucmi_posix *p, int fd)
 {
     struct statx stx;
-    if (p->dio_known || !p->io_direct)
+    if (p->dio_known || !p->o->io_direct)
         return;
     p->dio_known = true;
     if (statx(fd, "", AT_EMPTY_PATH, STATX_DIOALIGN, &stx) < 0 || !(stx.stx_mask & STATX_DIOALIGN))
@@ -489,7 +489,7 @@ void ucmi_lanes_refresh(struct ucmi_posix *p)
             ucmi_lane_follow(p, lane);
     }
     watch(p);
-    ucmi_gauge(p->t->counters, UCMI_DISK_BLOCKS, (int64_t)p->index.count);
+    ucmi_posix_gauge(p, UCMI_DISK_BLOCKS, (int64_t)p->index.count);
 }
 
 void ucmi_lanes_close(struct ucmi_posix *p)

@@ -47,7 +47,8 @@ static char *describe(const struct ucm_geometry *geo, size_t *len)
     return text;
 }
 
-/* All processes of a namespace would write the same, so it does not matter who is first. */
+/* All processes of a namespace would write the same, so it does not matter who is first, nor
+ * whether a thread of another host takes the same name for it. */
 static int write_json(struct ucmi_posix *p, int ns)
 {
     struct stat st;
@@ -57,7 +58,7 @@ static int write_json(struct ucmi_posix *p, int ns)
     char temp[64], *text = describe(p->geo, &len);
     if (!text)
         return -ENOMEM;
-    snprintf(temp, sizeof temp, ".namespace.%d", (int)getpid());
+    snprintf(temp, sizeof temp, ".namespace.%d.%d", (int)getpid(), (int)gettid());
     int fd = ucmi_file_open(p, ns, temp, O_WRONLY | O_CREAT | O_TRUNC);
     int err = fd < 0 ? fd : ucmi_pump_write(p, fd, text, len, 0);
     ucmi_file_close(p, fd);
@@ -67,7 +68,7 @@ static int write_json(struct ucmi_posix *p, int ns)
                                                       .dirfd = ns,
                                                       .path = temp,
                                                       .path2 = "namespace.json"});
-    return err;
+    return err == -ENOENT && fstatat(ns, "namespace.json", &st, 0) == 0 ? 0 : err;
 }
 
 static int open_dir(struct ucmi_posix *p, int at, const char *name, bool create)
@@ -91,7 +92,7 @@ static int open_root(struct ucmi_posix *p, bool create)
 {
     if (there(p->root_fd))
         return 0;
-    int at = ucmi_file_open(p, AT_FDCWD, p->backends, O_RDONLY | O_DIRECTORY);
+    int at = ucmi_file_open(p, AT_FDCWD, p->path, O_RDONLY | O_DIRECTORY);
     int fd = at < 0 ? at : open_dir(p, at, "ucm", create);
     ucmi_file_close(p, at);
     if (fd < 0)

@@ -107,7 +107,7 @@ int ucmi_own_add_segment(struct ucmi_posix *p, struct ucmi_lane *lane, uint32_t 
         return err;
     list_free(lane, segment);
     p->own_bytes += lane->slots * lane->slot_size;
-    ucmi_gauge(p->t->counters, UCMI_DISK_BYTES, (int64_t)p->own_bytes);
+    ucmi_posix_gauge(p, UCMI_DISK_BYTES, (int64_t)p->own_bytes);
     return 0;
 }
 
@@ -126,7 +126,7 @@ void ucmi_own_remove_segment(struct ucmi_posix *p, struct ucmi_lane *lane, uint3
     lane->segs[segment].slots = NULL;
     ucmi_seg_close(p, &lane->segs[segment]);
     p->own_bytes -= lane->slots * lane->slot_size;
-    ucmi_gauge(p->t->counters, UCMI_DISK_BYTES, (int64_t)p->own_bytes);
+    ucmi_posix_gauge(p, UCMI_DISK_BYTES, (int64_t)p->own_bytes);
 }
 
 /* ---- the journal's header ---- */
@@ -408,7 +408,7 @@ static void settle(struct ucmi_posix *p, struct ucmi_lane *lane, bool followed)
             list_free(lane, g);
             p->own_bytes += lane->slots * lane->slot_size;
         }
-    ucmi_gauge(p->t->counters, UCMI_DISK_BYTES, (int64_t)p->own_bytes);
+    ucmi_posix_gauge(p, UCMI_DISK_BYTES, (int64_t)p->own_bytes);
 }
 
 /* The journal, ours to write: -EBADMSG and -ENOENT when there is none that says anything. */
@@ -632,7 +632,7 @@ void ucmi_own_release(struct ucmi_posix *p, struct ucmi_lane *lane)
         if (p->own[i] == lane)
             p->own[i] = p->own[--p->nown];
     p->own_bytes -= lane->own->total * lane->slot_size;
-    ucmi_gauge(p->t->counters, UCMI_DISK_BYTES, (int64_t)p->own_bytes);
+    ucmi_posix_gauge(p, UCMI_DISK_BYTES, (int64_t)p->own_bytes);
     own_free(p, lane);
 }
 

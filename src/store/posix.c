@@ -1,12 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The Posix tier: blocks in a directory, in lanes of segments (docs/architecture.md).
+ * One backend of the Posix tier: blocks in a directory, in lanes of segments
+ * (docs/architecture.md).
  *
- * This file is what callers run: opening, closing, lookups, submitting.  A lookup is a probe of the
- * index in RAM under a read lock.  Only for keys it did not find does it ask what others have
- * published since: the pump reads the ends of their journals while the caller waits,
- * lookup_timeout_ms at most.  Where nobody has written lately, a miss costs an fstat of each
- * journal and of the namespace's directory, and no more.
+ * This file is what callers run: opening, closing, lookups, submitting.  The directory itself is
+ * only touched by the pump, so storage that hangs holds nobody for longer than a deadline, not even
+ * who opens it.  A lookup is a probe of the index in RAM under a read lock.  Only for keys it did
+ * not find does it ask what others have published since: the pump reads the ends of their journals
+ * while the caller waits, lookup_timeout_ms at most.  Where nobody has written lately, a miss costs
+ * an fstat of each journal and of the namespace's directory, and no more.
  */
 #include "store/posix.h"
 
@@ -21,62 +23,27 @@
 
 enum { PROBE_STEP = 1024, FIRST_PIECES = 64 };
 
-#define AT(field) offsetof(struct ucmi_posix, field)
-static const struct ucm_option options[] = {
-    {"storage_backends", UCM_T_STR, AT(backends), "", NULL, NULL,
-     "the directory blocks are kept in (local disk, NFS, ...); it must exist"},
-    {"io_direct", UCM_T_BOOL, AT(io_direct), "false", NULL, NULL,
-     "bypass the page cache where memory and file system allow"},
-    {"posix_io_engine", UCM_T_CHOICE, AT(engine), "auto", "auto|psync|aio|io_uring", NULL,
-     "how files are read and written; auto: io_uring where it works, else psync"},
-    {"posix_capacity_gb", UCM_T_FLOAT, AT(capacity_gb), "0", "0", "1e9",
-     "the most the directory may hold, in GiB, over all processes and namespaces; 0: no bound"},
-    {"posix_segment_mb", UCM_T_INT, AT(segment_mb), "256", "1", "65536",
-     "size of a segment file in MiB; at most an eighth of the capacity is used"},
-    {"posix_sync", UCM_T_CHOICE, AT(sync), "none", "none|data|full", NULL,
-     "what is synced before a block counts as stored: nothing (a crash of the node may cost "
-     "blocks, "
-     "never make them wrong), the data, or data and journal"},
-    {"waiting_queue_depth", UCM_T_INT, AT(queue_depth), "8192", "1", "1048576",
-     "how many loads and dumps may wait; more are refused"},
-    {"posix_io_depth", UCM_T_INT, AT(io_depth), "32", "1", "128",
-     "how many blocks are read or written at a time"},
-    {"posix_stall_ms", UCM_T_INT, AT(stall_ms), "5000", "1", "3600000",
-     "storage that has answered nothing for so long, with work to do, is passed by (lookups miss, "
-     "loads and dumps fail at once) until it answers"},
-    {NULL},
-};
-#undef AT
-
 /* ---- opening ---- */
 
-static int check_backend(struct ucm_tier *t, const char *path)
+static int check_directory(struct ucmi_posix *p)
 {
+    const char *path = p->path;
     struct stat st;
-    if (!*path)
-        return ucmi_fail(t->why, sizeof t->why, -EINVAL,
-                         "storage_backends: not set; give the directory to keep blocks in");
-    if (strchr(path, ':'))
-        return ucmi_fail(t->why, sizeof t->why, -EINVAL,
-                         "storage_backends: several backends are not supported yet: give one "
-                         "directory (\"%s\")",
-                         path);
     if (stat(path, &st) < 0)
-        return ucmi_fail(t->why, sizeof t->why, -errno,
+        return ucmi_fail(p->why, sizeof p->why, -errno,
                          "storage_backends: %s: %s; make the directory, or give another", path,
                          ucmi_file_error(errno));
     if (!S_ISDIR(st.st_mode))
-        return ucmi_fail(t->why, sizeof t->why, -ENOTDIR,
+        return ucmi_fail(p->why, sizeof p->why, -ENOTDIR,
                          "storage_backends: %s is not a directory; give one", path);
     return 0;
 }
 
-static int fail_open(struct ucm_tier *t, int err, const char *what)
+static int fail_open(struct ucmi_posix *p, int err, const char *what)
 {
-    const struct ucmi_posix *p = t->priv;
-    return ucmi_fail(t->why, sizeof t->why, err,
+    return ucmi_fail(p->why, sizeof p->why, err,
                      "storage_backends: %s: cannot %s: %s; give a directory this process may write",
-                     p->backends, what, ucmi_file_error(err));
+                     p->path, what, ucmi_file_error(err));
 }
 
 /* Which file system it is decides how journals are written. */
@@ -86,29 +53,32 @@ static void look_at_disk(struct ucmi_posix *p)
     struct statfs fs;
     struct rlimit files;
 
-    p->network = fstatfs(p->root_fd, &fs) == 0 && fs.f_type == NFS_MAGIC;
+    bool known = fstatfs(p->root_fd, &fs) == 0;
+    p->network = known && fs.f_type == NFS_MAGIC;
+    atomic_store(&p->weight, known ? (uint64_t)fs.f_blocks * (uint64_t)fs.f_frsize : 0);
     p->dio_mem = UCMI_PAGE;
-    p->dio_off = p->io_direct ? UCMI_PAGE : 0;
+    p->dio_off = p->o->io_direct ? UCMI_PAGE : 0;
     p->max_open_segs = 256;
     if (getrlimit(RLIMIT_NOFILE, &files) == 0)
         p->max_open_segs = (unsigned)MIN(MAX(files.rlim_cur / 4, (rlim_t)64), (rlim_t)16384);
 }
 
-static int set_sizes(struct ucm_tier *t)
+/* The capacity is shared out evenly. */
+static int set_sizes(struct ucmi_posix *p, unsigned among)
 {
-    struct ucmi_posix *p = t->priv;
-    uint64_t seg = (uint64_t)p->segment_mb << 20;
+    struct ucm_tier *t = p->t;
+    uint64_t seg = (uint64_t)p->o->segment_mb << 20;
 
     p->slot_size = ucmi_slot_size(p->geo->block_size);
-    p->capacity = (uint64_t)(p->capacity_gb * (double)(1u << 30));
-    if (p->capacity_gb > 0) {
+    p->capacity = (uint64_t)(p->o->capacity_gb * (double)(1u << 30)) / among;
+    if (p->o->capacity_gb > 0) {
         uint64_t least = ucmi_room_least(p);
         if (p->capacity < least)
             return ucmi_fail(t->why, sizeof t->why, -EINVAL,
                              "posix_capacity_gb: %g cannot hold one block of %" PRIu64
                              " bytes; give at least %.6f",
-                             p->capacity_gb, p->geo->block_size,
-                             (double)least / (double)(1u << 30) + 1e-6); /* rounded up */
+                             p->o->capacity_gb, p->geo->block_size,
+                             (double)least * among / (double)(1u << 30) + 1e-6); /* rounded up */
         seg = MIN(seg, p->capacity / 8);
     }
     p->seg_slots = (uint32_t)MAX(seg / p->slot_size, 1u);
@@ -134,10 +104,10 @@ static int init_moves(struct ucmi_posix *p)
     STAILQ_INIT(&p->idle);
     TAILQ_INIT(&p->blocks);
     p->read_buf = aligned_alloc(UCMI_PAGE, UCMI_READ_BUF);
-    p->moves = calloc((size_t)p->io_depth, sizeof *p->moves);
+    p->moves = calloc((size_t)p->o->io_depth, sizeof *p->moves);
     if (!p->read_buf || !p->moves)
         return -ENOMEM;
-    for (int64_t i = 0; i < p->io_depth; i++) {
+    for (int64_t i = 0; i < p->o->io_depth; i++) {
         struct ucmi_move *m = &p->moves[i];
         m->page = aligned_alloc(UCMI_PAGE, sizeof *m->page);
         m->iov = malloc((1 + FIRST_PIECES) * sizeof *m->iov);
@@ -152,7 +122,7 @@ static int init_moves(struct ucmi_posix *p)
 static int init_shared(struct ucmi_posix *p)
 {
     pthread_rwlockattr_t attr;
-    int err = ucmi_queue_init(&p->queue, (size_t)p->queue_depth);
+    int err = ucmi_queue_init(&p->queue, (size_t)p->o->queue_depth);
     if (!err)
         err = ucmi_index_init(&p->index);
     if (err < 0)
@@ -175,7 +145,7 @@ static void tear_down(struct ucmi_posix *p)
         ucmi_file_close(p, p->root_fd);
         ucmi_io_close(&p->io);
     }
-    for (int64_t i = 0; p->moves && i < p->io_depth; i++) {
+    for (int64_t i = 0; p->moves && i < p->o->io_depth; i++) {
         free(p->moves[i].page);
         free(p->moves[i].iov);
     }
@@ -192,20 +162,19 @@ static void tear_down(struct ucmi_posix *p)
         ucmi_queue_destroy(&p->queue);
 }
 
-static int open_engine(struct ucm_tier *t)
+static int open_engine(struct ucmi_posix *p)
 {
     static const char *const names[] = {"auto", "psync", "aio", "io_uring"};
-    struct ucmi_posix *p = t->priv;
     /* A load of some shards is two reads; the journals of our lanes go on besides. */
-    unsigned depth = 2 * (unsigned)p->io_depth + 4;
-    return ucmi_io_open(&p->io, names[p->engine], depth, p->geo->conf, t->why, sizeof t->why);
+    unsigned depth = 2 * (unsigned)p->o->io_depth + 4;
+    return ucmi_io_open(&p->io, names[p->o->engine], depth, p->geo->conf, p->t->why,
+                        sizeof p->t->why);
 }
 
 /* The directories.  On a read-only file system what is there can be loaded; on a full one it can,
  * and there may be room later. */
-static int open_dirs(struct ucm_tier *t)
+static int open_dirs(struct ucmi_posix *p)
 {
-    struct ucmi_posix *p = t->priv;
     int err = ucmi_ns_open(p, true);
     if (err == -ENOSPC || err == -EDQUOT)
         return 0;
@@ -218,86 +187,160 @@ static int open_dirs(struct ucm_tier *t)
             ucmi_ns_open(p, false); /* what is not there holds nothing */
         return 0;
     }
-    return err < 0 ? fail_open(t, err, "make its folder ucm in it") : 0;
+    return err < 0 ? fail_open(p, err, "make its folder ucm in it") : 0;
 }
 
-static int posix_open(struct ucm_tier *t)
+int ucmi_posix_begin(struct ucmi_posix *p)
 {
-    struct ucmi_posix *p = t->priv;
-    int err = check_backend(t, p->backends);
+    int err = check_directory(p);
+    if (!err)
+        err = open_dirs(p);
+    if (err)
+        return err;
+    look_at_disk(p);
+    ucmi_lanes_refresh(p);
+    atomic_store(&p->begun, true);
+    return 0;
+}
 
+/* Until the pump has begun, or failed to, or storage has had its time. */
+static int await_begin(struct ucmi_posix *p)
+{
+    struct ucm_tier *t = p->t;
+    uint64_t until = ucmi_now_ns() + (uint64_t)p->o->stall_ms * UINT64_C(1000000);
+    pthread_mutex_lock(&p->news_lock);
+    while (!p->tried && !ucmi_cond_wait(&p->news_read, &p->news_lock, until))
+        ;
+    int err = p->tried ? p->begin_err : -ETIMEDOUT;
+    if (p->tried && err)
+        memcpy(t->why, p->why, sizeof t->why);
+    pthread_mutex_unlock(&p->news_lock);
+    if (err == -ETIMEDOUT)
+        ucmi_fail(t->why, sizeof t->why, err,
+                  "storage_backends: %s: has not answered within %" PRId64 " ms (posix_stall_ms)",
+                  p->path, p->o->stall_ms);
+    return err;
+}
+
+int ucmi_posix_open(struct ucm_tier *t, const struct ucmi_posix_options *o, const char *path,
+                    unsigned among, struct ucmi_posix **p_p)
+{
+    struct ucmi_posix *p = calloc(1, sizeof *p);
+    if (!p)
+        return -ENOMEM;
+    p->o = o;
     p->t = t;
     p->geo = t->geo;
+    p->path = path;
+    p->alone = among == 1;
+    p->seed = ucmi_hash64(path, strlen(path), 0);
     p->ns_fd = p->root_fd = -1;
-    snprintf(p->object, sizeof p->object, "Posix %s", p->backends);
+    snprintf(p->object, sizeof p->object, "Posix %s", path);
     ucmi_hex(t->geo->ns, sizeof t->geo->ns, p->ns_name);
     gethostname(p->host, sizeof p->host - 1);
     read_boot_id(p->boot, sizeof p->boot);
-    if (!err)
-        err = set_sizes(t);
+    ucmi_store_hold(p->geo);
+    int err = set_sizes(p, among);
     if (!err)
         err = init_shared(p);
     if (!err)
         err = init_moves(p);
     if (!err)
-        err = open_engine(t);
+        err = open_engine(p);
     if (!err)
-        err = open_dirs(t);
-    if (!err) {
-        look_at_disk(p);
-        ucmi_lanes_refresh(p);
         err = ucmi_pump_start(p);
+    if (err) {
+        ucmi_posix_free(p);
+        return err;
+    }
+    err = await_begin(p);
+    if (err && p->alone) {
+        ucmi_posix_close_begin(p);
+        ucmi_posix_close_end(p);
+        return err;
     }
     if (err)
-        tear_down(p);
-    return err;
+        ucmi_log(UCM_ERROR, p->object, "cannot be used now, and is tried again: %s", t->why);
+    *p_p = p;
+    return 0;
 }
 
 void ucmi_posix_free(struct ucmi_posix *p)
 {
     const struct ucm_geometry *geo = p->geo;
     tear_down(p);
-    ucmi_store_release(geo); /* *p is gone with the store */
+    free(p);
+    ucmi_store_release(geo);
 }
 
-static void posix_close(struct ucm_tier *t)
+void ucmi_posix_close_begin(struct ucmi_posix *p)
 {
-    struct ucmi_posix *p = t->priv;
-    char object[sizeof p->object];
+    ucmi_pump_stop(p);
+}
 
+void ucmi_posix_close_end(struct ucmi_posix *p)
+{
+    char object[sizeof p->object];
     memcpy(object, p->object, sizeof object);
-    ucmi_store_hold(p->geo);
-    if (ucmi_pump_stop(p))
+    if (ucmi_pump_join(p))
         ucmi_posix_free(p);
     else
         ucmi_log(UCM_WARN, object,
                  "does not answer: closed without it; the memory of what is under way is kept");
 }
 
-/* ---- storage that hangs ---- */
+/* ---- storage that fails, or hangs ---- */
+
+void ucmi_posix_gauge(struct ucmi_posix *p, enum ucmi_counter which, int64_t value)
+{
+    int64_t before = atomic_exchange(&p->gauges[which == UCMI_DISK_BYTES], value);
+    ucmi_count(p->t->counters, which, value - before);
+}
+
+/* Where there are others a backend is given a rest after some failures, each twice as long as the
+ * last. */
+void ucmi_posix_judge(struct ucmi_posix *p, int err)
+{
+    enum { PATIENCE = 3, LONGEST = 6 };
+    if (err == -ECANCELED || err == -ETIMEDOUT)
+        return;
+    p->failures = err ? p->failures + 1 : 0;
+    if (p->failures < PATIENCE || p->alone)
+        return;
+    unsigned times = MIN(p->failures - PATIENCE, (unsigned)LONGEST);
+    atomic_store(&p->rest_until_ns, ucmi_now_ns() + (UINT64_C(1000000000) << times));
+    static struct ucmi_log_gate gate;
+    ucmi_log_gated(&gate, 60, UCM_WARN, p->object, "dumps go elsewhere for %u s: %s", 1u << times,
+                   ucm_strerror(err));
+}
 
 static bool stalled(struct ucmi_posix *p)
 {
     uint64_t since = atomic_load_explicit(&p->busy_ns, memory_order_relaxed);
-    bool is = since && ucmi_now_ns() > since + (uint64_t)p->stall_ms * UINT64_C(1000000);
+    bool is = since && ucmi_now_ns() > since + (uint64_t)p->o->stall_ms * UINT64_C(1000000);
     if (is == atomic_load_explicit(&p->stalled, memory_order_relaxed) ||
         atomic_exchange(&p->stalled, is) == is)
         return is;
-    ucmi_gauge(p->t->counters, UCMI_DISK_STALLED, is);
+    ucmi_count(p->t->counters, UCMI_DISK_STALLED, is ? 1 : -1);
     if (is)
         ucmi_log(UCM_WARN, p->object,
                  "has answered nothing for %" PRId64
                  " ms (posix_stall_ms): passed by until it does",
-                 p->stall_ms);
+                 p->o->stall_ms);
     else
         ucmi_log(UCM_WARN, p->object, "answers again");
     return is;
 }
 
+bool ucmi_posix_usable(struct ucmi_posix *p)
+{
+    return atomic_load_explicit(&p->begun, memory_order_acquire) && !stalled(p);
+}
+
 /* ---- looking up ---- */
 
-static size_t probe(struct ucmi_posix *p, const ucm_key *keys, size_t n, uint32_t rank,
-                    uint8_t level, uint8_t *found)
+size_t ucmi_posix_probe(struct ucmi_posix *p, const ucm_key *keys, size_t n, uint32_t rank,
+                        uint8_t level, uint8_t *found)
 {
     struct timespec now;
     size_t missed = 0;
@@ -321,50 +364,50 @@ static bool maybe_news(struct ucmi_posix *p)
 
 /* Callers that come while the pump reads wait for its next reading; one reading serves them all.
  * Where one has waited in vain, nobody waits until the pump has read again. */
-static void read_news(struct ucmi_posix *p, uint64_t until)
+bool ucmi_posix_ask(struct ucmi_posix *p, uint64_t *ticket)
 {
+    if (!maybe_news(p))
+        return false;
     pthread_mutex_lock(&p->news_lock);
-    uint64_t mine = ++p->news_asked;
+    *ticket = ++p->news_asked;
     bool late = p->news_late;
     pthread_mutex_unlock(&p->news_lock);
     ucmi_pump_wake(p);
-    if (late)
-        return;
-    pthread_mutex_lock(&p->news_lock);
-    while (p->news_done < mine && !late)
-        late = ucmi_cond_wait(&p->news_read, &p->news_lock, until) != 0;
-    p->news_late |= p->news_done < mine;
-    pthread_mutex_unlock(&p->news_lock);
+    return !late;
 }
 
-static void posix_lookup(struct ucm_tier *t, const ucm_key *keys, size_t n, uint32_t rank,
-                         uint8_t level, uint8_t *found, struct ucm_lookup *call)
+void ucmi_posix_await(struct ucmi_posix *p, uint64_t ticket, uint64_t until_ns)
 {
-    struct ucmi_posix *p = t->priv;
-    if (stalled(p) || !probe(p, keys, n, rank, level, found) || call->up_to_date)
-        return;
-    call->up_to_date = 1;
-    if (!maybe_news(p))
-        return;
-    read_news(p, ucmi_now_ns() + p->geo->lookup_timeout_ms * UINT64_C(1000000));
-    probe(p, keys, n, rank, level, found);
+    bool late = false;
+    pthread_mutex_lock(&p->news_lock);
+    while (p->news_done < ticket && !late)
+        late = ucmi_cond_wait(&p->news_read, &p->news_lock, until_ns) != 0;
+    p->news_late |= p->news_done < ticket;
+    pthread_mutex_unlock(&p->news_lock);
 }
 
 /* ---- submitting ---- */
 
-static int posix_submit(struct ucm_tier *t, struct ucm_xfer *x)
+void ucmi_posix_claim(struct ucmi_posix *p, const struct ucm_xfer *x, uint8_t none, uint8_t mine,
+                      uint8_t *which)
 {
-    struct ucmi_posix *p = t->priv;
+    pthread_rwlock_rdlock(&p->lock);
+    for (uint32_t i = 0; i < x->n; i++)
+        if (which[i] == none && ucmi_index_find(&p->index, &x->v[i].key, (uint16_t)p->geo->rank, 0))
+            which[i] = mine;
+    pthread_rwlock_unlock(&p->lock);
+}
+
+/* The pump empties the queue into lists of its own: the bound is on both together. */
+int ucmi_job_new(struct ucmi_posix *p, struct ucm_xfer *x, uint32_t n, struct ucmi_job **job_p)
+{
     if (atomic_load_explicit(&p->closing, memory_order_relaxed))
         return -ESHUTDOWN;
-    if (!x->n)
-        return 0;
-    if (stalled(p))
+    if (!ucmi_posix_usable(p))
         return -EIO;
-    /* The pump empties the queue into lists of its own: the bound is on both together. */
     struct ucmi_job *job = NULL;
-    int err = atomic_fetch_add(&p->waiting, 1) < p->queue_depth ? 0 : -EAGAIN;
-    if (!err && !(job = malloc(sizeof *job + x->n * sizeof job->parts[0])))
+    int err = atomic_fetch_add(&p->waiting, 1) < p->o->queue_depth ? 0 : -EAGAIN;
+    if (!err && !(job = malloc(sizeof *job + n * sizeof job->parts[0])))
         err = -ENOMEM;
     if (err < 0) {
         atomic_fetch_sub(&p->waiting, 1);
@@ -376,31 +419,28 @@ static int posix_submit(struct ucm_tier *t, struct ucm_xfer *x)
         .id = x->id,
         .deadline_ns = x->deadline_ns,
         .start_ns = ucmi_now_ns(),
-        .n = x->n,
-        .left = x->dump ? 2 * x->n : x->n,
         .dump = x->dump,
     };
-    for (uint32_t i = 0; i < x->n; i++) {
-        job->parts[i] = (struct ucmi_part){.job = job, .s = &x->v[i]};
-        job->bytes += x->v[i].nshards * p->geo->shard_size;
-    }
-    ucmi_queue_push(&p->queue, job); /* has room for all that may wait */
-    ucmi_pump_wake(p);
+    *job_p = job;
     return 0;
 }
 
-const struct ucm_tier_ops ucmi_tier_posix = {
-    .p =
-        {
-            .kind = "tier",
-            .name = "Posix",
-            .help = "blocks in a directory: local disk, NFS or another shared file system",
-            .options = options,
-            .size = sizeof(struct ucmi_posix),
-        },
-    .needs_host = 1,
-    .open = posix_open,
-    .close = posix_close,
-    .lookup = posix_lookup,
-    .submit = posix_submit,
-};
+void ucmi_job_cancel(struct ucmi_job *job)
+{
+    atomic_fetch_sub(&job->p->waiting, 1);
+    free(job);
+}
+
+void ucmi_job_add(struct ucmi_job *job, struct ucm_slice *s)
+{
+    job->parts[job->n++] = (struct ucmi_part){.job = job, .s = s};
+    job->left += job->dump ? 2 : 1;
+    job->bytes += s->nshards * job->p->geo->shard_size;
+}
+
+void ucmi_job_submit(struct ucmi_job *job)
+{
+    struct ucmi_posix *p = job->p;
+    ucmi_queue_push(&p->queue, job); /* has room for all that may wait */
+    ucmi_pump_wake(p);
+}

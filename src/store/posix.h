@@ -2,7 +2,8 @@
 /*
  * posix.h - the Posix tier from within.
  *
- * posix.c       options, open, close, lookup, submit: what callers run
+ * backends.c    the tier: options, which of its backends a block is in or goes to
+ * posix.c       one backend: open, close, lookup, submit: what callers run
  * pump.c        the thread that runs everything else; jobs, I/O
  * posix_load.c  slices on their way up: find, read, check
  * posix_dump.c  slices on their way down: open blocks, checksums, slots
@@ -103,20 +104,35 @@ enum { UCMI_MAX_WATCHES = 32 };
 
 enum { UCMI_BLOCK_CHAINS = 4096, UCMI_TOUCHED = 4096 };
 
-struct ucmi_posix {
-    /* options */
+enum { UCMI_MAX_BACKENDS = 16 };
+
+struct ucmi_posix_options { /* the table is in backends.c */
     const char *backends;
     int io_direct, engine, sync;
     double capacity_gb;
     int64_t segment_mb, queue_depth, io_depth, stall_ms;
+};
 
+/* The tier. */
+struct ucmi_backends {
+    struct ucmi_posix_options o;
+    unsigned n;
+    struct ucmi_posix *v[UCMI_MAX_BACKENDS];
+};
+
+/* One backend. */
+struct ucmi_posix {
     /* constant while open */
+    const struct ucmi_posix_options *o;
+    const char *path;
+    bool alone;    /* the only one of its tier */
+    uint64_t seed; /* of its share of the keys */
     struct ucm_tier *t;
     const struct ucm_geometry *geo;
     char object[160]; /* for the log */
     char ns_name[33];
     char host[64], boot[64];
-    bool read_only, network;
+    bool network;
     uint64_t slot_size, capacity; /* bytes; capacity 0: no bound */
     uint32_t seg_slots;
     struct ucmi_io io;
@@ -125,6 +141,10 @@ struct ucmi_posix {
     unsigned max_open_segs;
 
     /* callers and pump */
+    _Atomic bool begun, read_only;
+    _Atomic uint64_t weight;        /* bytes of its file system */
+    _Atomic uint64_t rest_until_ns; /* dumps go elsewhere: it has failed them */
+    _Atomic int64_t gauges[2];      /* what it has added to the tier's: blocks, bytes */
     struct ucmi_queue queue;
     _Atomic bool asleep, closing;
     _Atomic(struct ucmi_job *) ready; /* their event has come */
@@ -144,10 +164,14 @@ struct ucmi_posix {
     uint64_t news_asked, news_done; /* guarded by news_lock, as are: */
     bool news_late;                 /* who asked was not answered in time, nor has been since */
     bool over, left_alone;          /* the pump has ended; nobody waits for that any more */
+    bool tried;                     /* the pump has begun, or could not: */
+    int begin_err;
+    char why[512];
 
     /* the pump's */
     pthread_t thread;
-    int root_fd; /* <backend>/ucm */
+    uint64_t stop_ns; /* then it is left alone */
+    int root_fd;      /* <backend>/ucm */
     void *stream;
     unsigned events; /* jobs that wait for one of the device, or have not been taken since */
     struct ucmi_lane *lanes[UCMI_MAX_LANES + 1];
@@ -172,6 +196,7 @@ struct ucmi_posix {
     int no_lane_err;
     uint64_t touched[UCMI_TOUCHED]; /* key word ^ tick of recent touches */
     unsigned open_segs;
+    unsigned failures;  /* dumps in a row */
     bool fits;          /* all there is has been seen to fit the bound */
     uint64_t shrink_ns; /* when it is looked at again */
     uint64_t beat_ns;   /* when other nodes are told that we live */
@@ -181,15 +206,45 @@ struct ucmi_posix {
 
 /* ---- posix.c ---- */
 
-/* Everything but the options; lets go of the store. */
+/* A backend of t and its pump.  Waits posix_stall_ms at most for storage to answer.  0, or -errno
+ * and t->why where it is alone; beside others it is tried again and again until it can be used. */
+int ucmi_posix_open(struct ucm_tier *t, const struct ucmi_posix_options *o, const char *path,
+                    unsigned among, struct ucmi_posix **p_p);
+/* What the pump does first; p->why. */
+int ucmi_posix_begin(struct ucmi_posix *p);
+/* In two steps, so that several close at a time. */
+void ucmi_posix_close_begin(struct ucmi_posix *p);
+void ucmi_posix_close_end(struct ucmi_posix *p);
+/* All of it; lets go of the store. */
 void ucmi_posix_free(struct ucmi_posix *p);
+/* It has begun, and answers. */
+bool ucmi_posix_usable(struct ucmi_posix *p);
+/* Looks the keys up in the index; how many are missing. */
+size_t ucmi_posix_probe(struct ucmi_posix *p, const ucm_key *keys, size_t n, uint32_t rank,
+                        uint8_t level, uint8_t *found);
+/* Asks the pump to read what others have published; false: there is nothing to wait for. */
+bool ucmi_posix_ask(struct ucmi_posix *p, uint64_t *ticket);
+void ucmi_posix_await(struct ucmi_posix *p, uint64_t ticket, uint64_t until_ns);
+/* Sets which[i] to `mine` for each slice whose block is here and whose which[i] is `none`. */
+void ucmi_posix_claim(struct ucmi_posix *p, const struct ucm_xfer *x, uint8_t none, uint8_t mine,
+                      uint8_t *which);
+/* Room for n slices of x in a job, counted in: -EAGAIN, -ENOMEM, -EIO, or 0. */
+int ucmi_job_new(struct ucmi_posix *p, struct ucm_xfer *x, uint32_t n, struct ucmi_job **job_p);
+void ucmi_job_cancel(struct ucmi_job *job); /* it was not submitted after all */
+void ucmi_job_add(struct ucmi_job *job, struct ucm_slice *s);
+void ucmi_job_submit(struct ucmi_job *job);
+/* A gauge of the tier is the sum over its backends. */
+void ucmi_posix_gauge(struct ucmi_posix *p, enum ucmi_counter which, int64_t value);
+/* How a dump ended here: one that fails again and again is given a rest. */
+void ucmi_posix_judge(struct ucmi_posix *p, int err);
 
 /* ---- pump.c ---- */
 
 int ucmi_pump_start(struct ucmi_posix *p);
-/* false: some I/O is still out after timeout_ms; the pump will end by itself when it comes back, if
- * ever, and then calls ucmi_posix_free. */
-bool ucmi_pump_stop(struct ucmi_posix *p);
+void ucmi_pump_stop(struct ucmi_posix *p);
+/* false: some I/O is still out timeout_ms after it was told to stop; it will end by itself when
+ * that comes back, if ever, and then calls ucmi_posix_free. */
+bool ucmi_pump_join(struct ucmi_posix *p);
 void ucmi_pump_wake(struct ucmi_posix *p);
 void ucmi_pump_send(struct ucmi_posix *p, struct ucmi_sent *s);
 /* Writes and waits; other completions are kept for later.  0 or -errno. */

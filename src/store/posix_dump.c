@@ -73,6 +73,7 @@ void ucmi_block_stored(struct ucmi_posix *p, struct ucmi_block *b, int err)
 
     LIST_REMOVE(b, chain);
     TAILQ_REMOVE(&p->blocks, b, age);
+    ucmi_posix_judge(p, err);
     if (err) {
         enum ucmi_counter why =
             err == -ENOSPC || err == -EDQUOT ? UCMI_DISK_FULL : UCMI_DISK_ERRORS;
@@ -306,6 +307,8 @@ int ucmi_dump_start(struct ucmi_posix *p, struct ucmi_part *part)
             return err;
         if (err == -ENOSPC)
             ucmi_count(p->t->counters, UCMI_DISK_FULL, 1);
+        if (err)
+            ucmi_posix_judge(p, err);
     }
     if (err) {
         ucmi_part_end(part, err);

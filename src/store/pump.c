@@ -21,7 +21,7 @@
 #include <limits.h>
 #include <stdlib.h>
 
-enum { BATCH = 64, MAX_PIECES = 1024, REAP_AGAIN_NS = 1000000 };
+enum { BATCH = 64, MAX_PIECES = 1024, REAP_AGAIN_NS = 1000000, GRACE_NS = 1000000000 };
 
 /* ---- jobs ---- */
 
@@ -192,7 +192,7 @@ static void start_dump(struct ucmi_posix *p)
 
 static void start_slices(struct ucmi_posix *p)
 {
-    unsigned depth = (unsigned)p->io_depth, for_loads = depth - depth / 4;
+    unsigned depth = (unsigned)p->o->io_depth, for_loads = depth - depth / 4;
 
     while (!STAILQ_EMPTY(&p->idle)) {
         if (!STAILQ_EMPTY(&p->loads) && (dumps_blocked(p) || p->loads_out < for_loads))
@@ -548,10 +548,36 @@ static void run(struct ucmi_posix *p)
     }
 }
 
+/* Beside others a backend that cannot be used is tried again: it may be mounted some day. */
+static int begin(struct ucmi_posix *p)
+{
+    const uint64_t pause_ns = (uint64_t)p->o->stall_ms * UINT64_C(1000000);
+    for (;;) {
+        int err = ucmi_posix_begin(p);
+        pthread_mutex_lock(&p->news_lock);
+        bool again = p->tried && !err;
+        p->tried = true;
+        p->begin_err = err;
+        pthread_cond_broadcast(&p->news_read);
+        uint64_t until = ucmi_now_ns() + pause_ns;
+        atomic_store(&p->busy_ns, 0);
+        while (err && !p->alone && !atomic_load(&p->closing) &&
+               !ucmi_cond_wait(&p->news_read, &p->news_lock, until))
+            ;
+        pthread_mutex_unlock(&p->news_lock);
+        if (again)
+            ucmi_log(UCM_WARN, p->object, "can be used again");
+        if (!err || p->alone || atomic_load(&p->closing))
+            return err;
+        atomic_store(&p->busy_ns, ucmi_now_ns());
+    }
+}
+
 static void *pump_main(void *arg)
 {
     struct ucmi_posix *p = arg;
-    run(p);
+    if (begin(p) == 0)
+        run(p);
     if (p->stream)
         p->geo->dev->stream_free(p->geo->dev_state, p->stream);
     pthread_mutex_lock(&p->news_lock);
@@ -566,25 +592,40 @@ static void *pump_main(void *arg)
 
 int ucmi_pump_start(struct ucmi_posix *p)
 {
+    atomic_store(&p->busy_ns, ucmi_now_ns());
     return ucmi_thread_start(&p->thread, "ucm-posix", pump_main, p);
 }
 
-bool ucmi_pump_stop(struct ucmi_posix *p)
+void ucmi_pump_stop(struct ucmi_posix *p)
 {
-    enum { GRACE_NS = 1000000000 }; /* for the pump to end what has come back */
-    uint64_t until = ucmi_now_ns() + p->geo->timeout_ms * UINT64_C(1000000) + GRACE_NS;
-
-    atomic_store(&p->closing, true);
-    ucmi_pump_wake(p);
+    p->stop_ns = ucmi_now_ns() + p->geo->timeout_ms * UINT64_C(1000000);
     pthread_mutex_lock(&p->news_lock);
-    while (!p->over && !ucmi_cond_wait(&p->news_read, &p->news_lock, until))
-        ;
-    p->left_alone = !p->over;
+    atomic_store(&p->closing, true);
+    pthread_cond_broadcast(&p->news_read);
+    pthread_mutex_unlock(&p->news_lock);
+    ucmi_pump_wake(p);
+}
+
+/* One that still gets something done, on a busy machine, is given the time. */
+static bool gets_nowhere(const struct ucmi_posix *p)
+{
+    uint64_t since = MAX(atomic_load(&p->busy_ns), p->stop_ns);
+    return ucmi_now_ns() > since + GRACE_NS;
+}
+
+bool ucmi_pump_join(struct ucmi_posix *p)
+{
+    pthread_t thread = p->thread;
+    uint64_t until = p->stop_ns;
+    pthread_mutex_lock(&p->news_lock);
+    for (; !p->over && !gets_nowhere(p); until = ucmi_now_ns() + GRACE_NS)
+        ucmi_cond_wait(&p->news_read, &p->news_lock, until);
     bool ended = p->over;
+    p->left_alone = !ended;
     pthread_mutex_unlock(&p->news_lock);
     if (ended)
-        pthread_join(p->thread, NULL);
+        pthread_join(thread, NULL);
     else
-        pthread_detach(p->thread);
+        pthread_detach(thread);
     return ended;
 }

@@ -154,10 +154,9 @@ static int spell_pipeline(ucm_store *s, ucm_conf *conf)
 
 static void close_tiers(ucm_store *s)
 {
-    for (unsigned i = 0; i < s->ntiers; i++) {
+    for (unsigned i = s->ntiers - s->nopen; i < s->ntiers; i++) {
         struct ucm_tier *t = &s->tiers[i];
-        if (t->priv)
-            t->ops->close(t);
+        t->ops->close(t);
     }
 }
 
@@ -170,11 +169,9 @@ static int open_tiers(ucm_store *s, ucm_conf *conf)
         if (err < 0)
             return ucmi_conf_fail(conf, err, "%s: %s", t->ops->p.name, ucm_strerror(err));
         err = t->ops->open(t);
-        if (err < 0) {
-            ucmi_plugin_free(&t->ops->p, t->priv);
-            t->priv = NULL;
+        if (err < 0)
             return ucmi_conf_fail(conf, err, "%s", *t->why ? t->why : ucm_strerror(err));
-        }
+        s->nopen++;
     }
     return 0;
 }

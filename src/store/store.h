@@ -30,6 +30,7 @@ struct ucm_store {
     struct ucm_counters counters;
     struct ucm_tier tiers[UCMI_MAX_TIERS]; /* [0] is the fastest */
     unsigned ntiers;                       /* how many are spelled */
+    unsigned nopen;                        /* of them, from the last up, are open */
     struct ucmi_store_options *options;    /* owns the strings that geo points to */
     _Atomic uint64_t next_task;
     _Atomic bool closing;

@@ -32,8 +32,12 @@ static void what_is_no_directory_is_refused(void **state)
     close(open(path, O_CREAT | O_WRONLY | O_CLOEXEC, 0600));
     refused(path, -ENOTDIR, path, "not a directory");
     refused("", -EINVAL, "not set", "give the directory");
-    snprintf(path, sizeof path, "%s:/tmp", (char *)*state);
-    refused(path, -EINVAL, path, "give one directory");
+    snprintf(path, sizeof path, "%s::/tmp", (char *)*state);
+    refused(path, -EINVAL, "", "empty name");
+    snprintf(path, sizeof path, "/tmp:%s:/tmp", (char *)*state);
+    refused(path, -EINVAL, "/tmp is named twice", "once");
+    snprintf(path, sizeof path, "%s/no:%s/none", (char *)*state, (char *)*state);
+    refused(path, -EIO, *state, "make the directory");
 }
 
 /* As somebody without any rights: root may write everywhere. */
@@ -155,6 +159,148 @@ static void on_a_disk_full_from_the_start_dumps_are_dropped(void **state)
     umount2(*state, MNT_DETACH);
 }
 
+/* ---- several backends ---- */
+
+enum { MANY = 40 };
+
+static void sub_dir(const char *dir, const char *name, bool make, char *path)
+{
+    snprintf(path, 512, "%s/%s", dir, name);
+    if (make)
+        assert_int_equal(mkdir(path, 0700), 0);
+}
+
+static ucm_store *open_several(const char *dir, const char *names, const char *options)
+{
+    char paths[2048] = "";
+    for (const char *n = names; *n; n++)
+        snprintf(paths + strlen(paths), sizeof paths - strlen(paths), "%s%s/%c",
+                 n == names ? "" : ":", dir, *n);
+    return open_store(paths, &shape, options);
+}
+
+static uint64_t bytes_in(const char *dir, const char *name)
+{
+    char path[512];
+    sub_dir(dir, name, false, path);
+    return disk_usage(path);
+}
+
+/* Each gets a part, whatever the order they are named in; each block is in one only. */
+static void several_backends_share_the_blocks(void **state)
+{
+    char path[512];
+    for (const char *name = "abc"; *name; name++)
+        sub_dir(*state, (const char[]){*name, 0}, true, path);
+    ucm_store *store = open_several(*state, "abc", "posix_segment_mb=1"), *other;
+    struct memory m;
+    memory_new(&m, store, &shape, MANY);
+    dump_all(store, &m, 0);
+    assert_int_equal((int)metric(store, "disk_blocks"), MANY);
+    for (const char *name = "abc"; *name; name++) {
+        ucm_store *one = open_several(*state, (const char[]){*name, 0}, NULL);
+        size_t has = count_found(one, 0, MANY);
+        assert_in_range(has, 3, MANY - 3);
+        ucm_store_close(one);
+    }
+    other = open_several(*state, "cab", "posix_segment_mb=1");
+    assert_int_equal(count_found(other, 0, 2 * MANY), MANY);
+    dump_all(store, &m, MANY);
+    assert_int_equal(count_found(other, 0, 2 * MANY), 2 * MANY); /* news of all */
+    memory_free(&m);
+    memory_new(&m, other, &shape, MANY);
+    load_all(other, &m, 0);
+    load_all(other, &m, MANY);
+    dump_all(other, &m, 0); /* all there: from then on as well */
+    assert_int_equal((int)metric(other, "disk_present_total"), MANY);
+    memory_free(&m);
+    ucm_store_close(other);
+    ucm_store_close(store);
+}
+
+/* The capacity is one for all of them together. */
+static void several_backends_share_the_capacity(void **state)
+{
+    char path[512];
+    sub_dir(*state, "a", true, path);
+    sub_dir(*state, "b", true, path);
+    ucm_store *store = open_several(*state, "ab", "posix_capacity_gb=0.004");
+    struct memory m;
+    memory_new(&m, store, &shape, MANY);
+    for (uint64_t i = 0; i < 40; i++)
+        dump_all(store, &m, i * MANY);
+    load_all(store, &m, 39 * MANY);
+    assert_true(metric(store, "disk_evicted_total") > 0);
+    assert_in_range(disk_usage(*state), 1 << 20, (uint64_t)(0.004 * (1 << 30)));
+    assert_true(bytes_in(*state, "a") > 500000 && bytes_in(*state, "b") > 500000);
+    memory_free(&m);
+    ucm_store_close(store);
+}
+
+/* One is not there at first, one goes away: the others are a working cache, and both are used when
+ * they come back. */
+static void losing_a_backend_costs_its_blocks_only(void **state)
+{
+    char a[512], b[512], away[512];
+    sub_dir(*state, "a", true, a);
+    sub_dir(*state, "b", false, b);
+    sub_dir(*state, "away", false, away);
+    ucm_store *store = open_several(*state, "ab", "posix_segment_mb=1 posix_stall_ms=50");
+    struct memory m;
+    memory_new(&m, store, &shape, MANY);
+    dump_all(store, &m, 0);
+    load_all(store, &m, 0);
+    sub_dir(*state, "b", true, b);
+    for (uint64_t i = 1; count_lanes(b) == 0; i++) { /* it is found by itself */
+        assert_true(i < 100000);
+        struct outcome out = move(store, &m, true, i * MANY, 0, 0);
+        free(out.status);
+    }
+    load_all(store, &m, 0);
+    ucm_store_close(store);
+    memory_free(&m);
+
+    assert_int_equal(rename(a, away), 0);
+    store = open_several(*state, "ab", "posix_segment_mb=1 posix_stall_ms=50");
+    memory_new(&m, store, &shape, MANY);
+    assert_int_equal(count_found(store, 0, MANY), 0); /* those were in a */
+    dump_all(store, &m, 5);
+    load_all(store, &m, 5);
+    assert_int_equal(rename(away, a), 0);
+    while (count_found(store, 0, MANY) < MANY)
+        ;
+    load_all(store, &m, 0);
+    memory_free(&m);
+    ucm_store_close(store);
+}
+
+/* One is read-only: what it holds is loaded, and dumps go to the other. */
+static void dumps_go_where_they_can_be_written(void **state)
+{
+    char a[512], b[512];
+    sub_dir(*state, "a", true, a);
+    sub_dir(*state, "b", true, b);
+    if (!mount_small(a, "size=16m") || !mount_small(b, "size=16m"))
+        skip();
+    ucm_store *store = open_several(*state, "ab", "posix_segment_mb=1");
+    struct memory m;
+    memory_new(&m, store, &shape, MANY);
+    dump_all(store, &m, 0);
+    assert_true(count_lanes(b) == 1);
+    ucm_store_close(store);
+    memory_free(&m);
+    assert_int_equal(mount(NULL, b, NULL, MS_REMOUNT | MS_RDONLY, NULL), 0);
+    store = open_several(*state, "ab", "posix_segment_mb=1");
+    memory_new(&m, store, &shape, MANY);
+    load_all(store, &m, 0);
+    dump_all(store, &m, MANY); /* to a, all of them */
+    load_all(store, &m, MANY);
+    memory_free(&m);
+    ucm_store_close(store);
+    umount2(b, MNT_DETACH);
+    umount2(a, MNT_DETACH);
+}
+
 #define TEST(f) cmocka_unit_test_setup_teardown(f, make_dir, remove_dir)
 
 int main(int argc, char **argv)
@@ -168,6 +314,10 @@ int main(int argc, char **argv)
         TEST(in_an_empty_read_only_directory_all_is_absent),
         TEST(a_full_disk_costs_hits_only),
         TEST(on_a_disk_full_from_the_start_dumps_are_dropped),
+        TEST(several_backends_share_the_blocks),
+        TEST(several_backends_share_the_capacity),
+        TEST(losing_a_backend_costs_its_blocks_only),
+        TEST(dumps_go_where_they_can_be_written),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

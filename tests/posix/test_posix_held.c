@@ -10,6 +10,7 @@
 #include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "io/io.h"
@@ -23,13 +24,15 @@ static struct {
     pthread_mutex_t lock;
     pthread_cond_t change;
     bool shut_reads, shut_writes, shut_files;
+    unsigned engine; /* the only one it is for, in the order they were opened; 0: all */
+    unsigned opened;
     unsigned held; /* operations, and calls that change a name, that are in it now */
-} gate = {PTHREAD_MUTEX_INITIALIZER, PTHREAD_COND_INITIALIZER, false, false, false, 0};
+} gate = {PTHREAD_MUTEX_INITIALIZER, PTHREAD_COND_INITIALIZER, false, false, false, 0, 0, 0};
 
 struct gated {
     struct ucmi_io real;
     struct ucm_io *kept[256];
-    unsigned nkept;
+    unsigned nkept, number;
 };
 
 static void set_gate(bool reads, bool writes, bool files)
@@ -50,8 +53,10 @@ static void await_held(unsigned n)
     pthread_mutex_unlock(&gate.lock);
 }
 
-static bool is_shut(const struct ucm_io *io)
+static bool is_shut(const struct gated *g, const struct ucm_io *io)
 {
+    if (gate.engine && gate.engine != g->number)
+        return false;
     return io->op == UCM_IO_READV ? gate.shut_reads : io->op == UCM_IO_WRITEV && gate.shut_writes;
 }
 
@@ -60,7 +65,7 @@ static int gated_submit(void *state, struct ucm_io **v, unsigned n)
     struct gated *g = state;
     for (unsigned i = 0; i < n; i++) {
         pthread_mutex_lock(&gate.lock);
-        bool shut = is_shut(v[i]);
+        bool shut = is_shut(g, v[i]);
         if (shut) {
             g->kept[g->nkept++] = v[i];
             gate.held++;
@@ -79,7 +84,7 @@ static int gated_reap(void *state, struct ucm_io **v, unsigned max, int timeout_
 {
     struct gated *g = state;
     pthread_mutex_lock(&gate.lock);
-    unsigned n = g->nkept && !is_shut(g->kept[0]) ? g->nkept : 0;
+    unsigned n = g->nkept && !is_shut(g, g->kept[0]) ? g->nkept : 0;
     gate.held -= n;
     pthread_mutex_unlock(&gate.lock);
     if (n) {
@@ -146,7 +151,15 @@ int __wrap_ucmi_io_open(struct ucmi_io *io, const char *name, unsigned depth, co
         free(g);
     else
         *io = (struct ucmi_io){.ops = &gated_ops, .state = g};
+    g = err < 0 ? NULL : g;
+    if (g)
+        g->number = ++gate.opened;
     return err;
+}
+
+static struct ucmi_posix *backend_of(const ucm_store *store)
+{
+    return ((const struct ucmi_backends *)store->tiers[0].priv)->v[0];
 }
 
 /* ---- tasks that are held up ---- */
@@ -172,7 +185,7 @@ static ucm_task *submit(ucm_store *store, struct memory *m, bool dump, uint64_t 
 /* The pump is in its engine's reap or about to be: either way a wake lets it look again. */
 static void open_gate(const ucm_store *store)
 {
-    const struct ucmi_posix *p = store->tiers[0].priv;
+    const struct ucmi_posix *p = backend_of(store);
     set_gate(false, false, false);
     p->io.ops->wake(p->io.state);
 }
@@ -268,7 +281,7 @@ static void closing_does_not_wait_for_ever(void **state)
 
 static void await_stall(ucm_store *store, bool stalled)
 {
-    const struct ucmi_posix *p = store->tiers[0].priv;
+    const struct ucmi_posix *p = backend_of(store);
     do
         count_found(store, 60, 1); /* callers find out */
     while (atomic_load(&p->stalled) != stalled);
@@ -303,7 +316,7 @@ static void storage_that_hangs_is_passed_by(void **state)
 static void only_one_waits_for_a_pump_that_hangs(void **state)
 {
     ucm_store *store = open_store(*state, &shape, "lookup_timeout_ms=50");
-    const struct ucmi_posix *p = store->tiers[0].priv;
+    const struct ucmi_posix *p = backend_of(store);
     struct peer peer = peer_start(*state, &shape, NULL); /* so that there may be news */
     struct memory m;
     memory_new(&m, store, &shape, 1);
@@ -327,6 +340,52 @@ static void only_one_waits_for_a_pump_that_hangs(void **state)
     ucm_store_close(store);
 }
 
+/* One of two hangs: what is in the other is loaded, and all dumps go there. */
+static void one_backend_hangs_and_the_other_serves(void **state)
+{
+    char a[256], b[256], both[512];
+    snprintf(a, sizeof a, "%s/a", (char *)*state);
+    snprintf(b, sizeof b, "%s/b", (char *)*state);
+    snprintf(both, sizeof both, "%s:%s", a, b);
+    mkdir(a, 0700);
+    mkdir(b, 0700);
+    gate.opened = 0;
+    ucm_store *store = open_store(both, &shape, "posix_stall_ms=100");
+    const struct ucmi_backends *tier = store->tiers[0].priv;
+    struct memory m, some;
+    memory_new(&m, store, &shape, N);
+    memory_new(&some, store, &shape, 100);
+    dump_all(store, &some, 0);
+    gate.engine = 1;
+    set_gate(true, true, false);
+    ucm_task *load = submit(store, &m, false, 0); /* some of them are in a */
+    await_held(1);
+    do
+        count_found(store, 1000, 1);
+    while (!atomic_load(&tier->v[0]->stalled));
+    assert_int_equal((int)metric(store, "disk_stalled"), 1);
+    size_t there = count_found(store, 0, 100);
+    assert_in_range(there, 20, 80);
+    struct outcome out = move(store, &some, false, 0, 0, 0);
+    for (uint64_t i = 0; i < 100; i++)
+        there -= out.status[i] == 0 && painted(&some, i, i);
+    assert_int_equal(there, 0);
+    free(out.status);
+    dump_all(store, &some, 200);
+    load_all(store, &some, 200);
+    set_gate(false, false, false);
+    tier->v[0]->io.ops->wake(tier->v[0]->io.state);
+    assert_int_equal(ucm_task_wait(load, UCM_RELEASED, 60000), 0);
+    ucm_task_free(load);
+    while (count_found(store, 0, 100) < 100)
+        ;
+    load_all(store, &some, 0);
+    gate.engine = 0;
+    memory_free(&some);
+    memory_free(&m);
+    ucm_store_close(store);
+}
+
 #define TEST(f) cmocka_unit_test_setup_teardown(f, make_dir, remove_dir)
 
 int main(int argc, char **argv)
@@ -336,7 +395,7 @@ int main(int argc, char **argv)
     const struct CMUnitTest tests[] = {
         TEST(a_lane_adopted_under_a_load),          TEST(damage_found_after_an_adoption),
         TEST(closing_does_not_wait_for_ever),       TEST(storage_that_hangs_is_passed_by),
-        TEST(only_one_waits_for_a_pump_that_hangs),
+        TEST(only_one_waits_for_a_pump_that_hangs), TEST(one_backend_hangs_and_the_other_serves),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

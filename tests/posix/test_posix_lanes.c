@@ -342,7 +342,7 @@ static void news_from_a_still_lane_is_noticed(void **state)
     grow_old(path);
 
     ucm_store *reader = open_store(*state, &shape, NULL);
-    const struct ucmi_posix *p = reader->tiers[0].priv;
+    const struct ucmi_posix *p = ((struct ucmi_backends *)reader->tiers[0].priv)->v[0];
     assert_int_equal(count_found(reader, 4, 1), 0);
     uint64_t asked = p->news_asked;
     assert_int_equal(count_found(reader, 4, 1), 0);
