@@ -130,6 +130,7 @@ static void cache_close(struct ucm_tier *t)
 
     c->close_ns = ucmi_now_ns() + c->timeout_ns;
     stop_mover(c, &c->in, 1);
+    ucmi_ask_stop(c);
     ucmi_pool_sweep(c->pool);
     pthread_mutex_lock(&c->lock);
     c->orphan_at = 0;
@@ -172,11 +173,14 @@ static int cache_open(struct ucm_tier *t)
     list_init(&c->dirty);
     int err = open_pool(t, c);
     if (!err)
+        err = ucmi_ask_start(c);
+    if (!err)
         err = start_mover(c, &c->in, false);
     if (!err)
         err = start_mover(c, &c->out, true);
     if (err) {
         stop_mover(c, &c->in, 2);
+        ucmi_ask_stop(c);
         stop_mover(c, &c->out, 2);
         ucmi_cache_free(c);
     }
@@ -261,8 +265,8 @@ static void prefetch_done(struct ucm_xfer *x, struct ucm_slice *s, enum ucm_stag
         free(f);
 }
 
-/* What is in the pool already is leased; of the rest as much as a quarter of the pool is fetched,
- * so that a hint cannot empty it. */
+/* What is in the pool already is leased; of the rest, where the tier below says that it has it, as
+ * much as a quarter of the pool is fetched, so that a hint cannot empty it. */
 static void cache_prefetch(struct ucm_tier *t, const ucm_key *keys, size_t n)
 {
     struct cache *c = ((struct options *)t->priv)->c;

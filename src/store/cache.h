@@ -8,14 +8,15 @@
  * only READY in the pool has none.
  *
  *     load: READY in the pool -> copy (pinned) -> done
- *           else claim a slot, read the run of shards from below (child), copy, done
- *     dump: claim a slot, copy -> RELEASED; when the block is whole: READY, and written down
- * (child)
+ *           else claim a slot (asking below first, if a block has to go for it), read the run of
+ * shards from below (child), copy, done dump: claim a slot, copy -> RELEASED; when the block is
+ * whole: READY, and written down (child)
  *           -> STORED
  *
  * A part waits in one place at a time: mover.todo (to be looked at), mover.room (no slot to be
- * had), mover.foreign (another process fills its block), block.waiters (shards on their way), a
- * flight (a copy under way), block.stored (a dump, until the block is written down).
+ * had), cache.unasked or ask.parts (does the tier below have it?), mover.foreign (another process
+ * fills its block), block.waiters (shards on their way), a flight (a copy under way), block.stored
+ * (a dump, until the block is written down).
  *
  *   cache.c       options, open and close, submit, lookup
  *   cache_move.c  the movers: their loop, timers, the ends of parts
@@ -23,6 +24,7 @@
  *   cache_block.c blocks, and children: the xfers to the tier below
  *   cache_in.c    what to do with a load
  *   cache_out.c   what to do with a dump; write-behind
+ *   cache_ask.c   a third thread, "ucm-ask": whether the tier below has a block
  *
  * cache.lock guards blocks, parts and the lists they are in; mover.lock, a leaf, what others hand
  * to a mover.  Neither is held around a copy, a call of the tier below, or done().
@@ -41,6 +43,7 @@ enum {
     FLIGHT_BYTES = 8 << 20,
     FLIGHTS_MAX = 32, /* on a stream: more would only wait there */
     COPY_MAX = 1024,  /* pieces handed to the device at once */
+    ASK_MAX = 256,    /* blocks that the tier below is asked for at once */
     ORPHANS_MAX = 8,  /* blocks that others left being written down at a time */
 };
 
@@ -106,6 +109,7 @@ enum part_state {
     PART_TODO,
     PART_ROOM,
     PART_FOREIGN,
+    PART_ASK,
     PART_SHARDS,
     PART_COPY,
     PART_RELEASED, /* a dump's memory is free; its block is not yet asked when it will be stored */
@@ -118,10 +122,12 @@ struct part {
     struct block *block; /* counted in its users, but not while STORING */
     uint32_t slot;       /* a load of a READY block: pinned by us */
     uint32_t from, to;   /* the shards being copied */
+    uint32_t asked_at;   /* its place in ask */
     enum part_state state;
     int err;
-    bool told; /* RELEASED was told */
-    bool late; /* had to wait for a slot */
+    bool told;  /* RELEASED was told */
+    bool late;  /* had to wait for a slot */
+    bool known; /* a load: the tier below says that it has the block */
 };
 struct job {
     struct link link; /* in mover.jobs */
@@ -220,6 +226,19 @@ struct mover {
     size_t ncopies;
 };
 
+struct ask { /* one question to the tier below at a time */
+    struct event e;
+    pthread_t thread;
+    bool started, under_way; /* the latter: cache.lock */
+    pthread_mutex_t lock;
+    pthread_cond_t more;
+    bool ready, stop;
+    struct link parts; /* cache.lock */
+    uint32_t n;
+    ucm_key keys[ASK_MAX];
+    uint8_t found[ASK_MAX];
+};
+
 struct cache {
     struct ucm_tier *t;
     const struct ucm_geometry *geo;
@@ -230,12 +249,14 @@ struct cache {
     uint64_t timeout_ns;
     _Atomic int64_t slices; /* taken and not over */
     struct mover in, out;
+    struct ask ask;
 
     pthread_mutex_t lock;
     struct block **blocks; /* per slot, or NULL */
     uint32_t nblocks;      /* how many there are */
     struct link making;    /* blocks that are not whole, the longest untouched first */
     struct link dirty;     /* blocks to be written down */
+    struct link unasked;   /* loads to ask the tier below about */
     uint32_t orphan_at;    /* slots from here on may have blocks that others left */
     uint32_t norphans;     /* being written down */
     uint64_t sweep_ns;     /* not before */
@@ -271,7 +292,12 @@ void ucmi_cache_freed(struct cache *c, uint32_t slot);
 void ucmi_part_no_slot(struct mover *m, struct part *p, bool foreign);
 /* The pool's answer for a part's block, after an attempt to make room if there is none. */
 enum ucmi_pool_got ucmi_part_get(struct mover *m, struct part *p, struct pass *pass,
-                                 uint32_t *slot);
+                                 enum ucmi_pool_take take, uint32_t *slot);
+
+/* cache_ask.c */
+int ucmi_ask_start(struct cache *c);
+void ucmi_ask_stop(struct cache *c); /* the in mover has ended */
+void ucmi_ask_next(struct cache *c); /* with cache.lock held */
 
 /* cache_copy.c; without cache.lock: queues the copies of a pass; those that cannot be are in fin */
 void ucmi_copy_launch(struct mover *m, struct pass *pass);

@@ -30,7 +30,10 @@ static bool find_block(struct mover *m, struct part *p, struct pass *pass)
 {
     struct cache *c = m->c;
     uint32_t slot;
-    enum ucmi_pool_got got = ucmi_part_get(m, p, pass, &slot);
+    enum ucmi_pool_take take = p->known             ? UCMI_POOL_EVICT
+                               : p->job->fetch_only ? UCMI_POOL_LOOK
+                                                    : UCMI_POOL_FREE;
+    enum ucmi_pool_got got = ucmi_part_get(m, p, pass, take, &slot);
 
     switch (got) {
     case UCMI_POOL_READY:
@@ -47,8 +50,12 @@ static bool find_block(struct mover *m, struct part *p, struct pass *pass)
         }
         break;
     case UCMI_POOL_MINE: p->block = c->blocks[slot]; break;
-    case UCMI_POOL_BUSY:
-    case UCMI_POOL_FULL: ucmi_part_no_slot(m, p, got == UCMI_POOL_BUSY); return false;
+    case UCMI_POOL_FULL:
+        if (!p->known) {
+            ucmi_part_wait(p, &c->unasked, PART_ASK);
+            return false;
+        } /* fall through */
+    case UCMI_POOL_BUSY: ucmi_part_no_slot(m, p, got == UCMI_POOL_BUSY); return false;
     }
     p->block->users++;
     return true;

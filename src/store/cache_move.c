@@ -203,19 +203,26 @@ static bool may_claim(const struct mover *m)
     return !m->out || ucmi_pool_busy(c->pool, c->nblocks + 1) <= nslots - share;
 }
 
-enum ucmi_pool_got ucmi_part_get(struct mover *m, struct part *p, struct pass *pass, uint32_t *slot)
+static enum ucmi_pool_got get(struct mover *m, const struct ucmi_pool_want *want,
+                              enum ucmi_pool_take take, uint32_t *slot)
+{
+    return ucmi_pool_get(m->c->pool, want, may_claim(m) ? take : UCMI_POOL_LOOK, slot);
+}
+
+enum ucmi_pool_got ucmi_part_get(struct mover *m, struct part *p, struct pass *pass,
+                                 enum ucmi_pool_take take, uint32_t *slot)
 {
     struct cache *c = m->c;
     const struct ucm_slice *s = part_slice(p);
     struct ucmi_pool_want want = {.key = s->key, .rank = c->geo->rank, .depth = s->depth};
-    enum ucmi_pool_got got = ucmi_pool_get(c->pool, &want, may_claim(m), slot);
+    enum ucmi_pool_got got = get(m, &want, take, slot);
 
-    if (got == UCMI_POOL_FULL && drop_idle(c, s, &pass->fin))
-        got = ucmi_pool_get(c->pool, &want, may_claim(m), slot);
+    if (got == UCMI_POOL_FULL && take == UCMI_POOL_EVICT && drop_idle(c, s, &pass->fin))
+        got = get(m, &want, take, slot);
     if ((got == UCMI_POOL_FULL || got == UCMI_POOL_BUSY) && pass->now_ns >= c->sweep_ns) {
         c->sweep_ns = pass->now_ns + SWEEP_MS * UINT64_C(1000000);
         if (ucmi_pool_sweep(c->pool))
-            got = ucmi_pool_get(c->pool, &want, may_claim(m), slot);
+            got = get(m, &want, take, slot);
         if (atomic_exchange(&c->pool->orphans, false)) {
             c->orphan_at = 0;
             ucmi_mover_kick(&c->out);
@@ -287,7 +294,7 @@ static void end_waiting(struct cache *c, struct job *j, int err, bool all, struc
     for (uint32_t i = 0; i < j->n; i++) {
         struct part *p = &j->parts[i];
         struct block *b = p->block;
-        bool waits = p->state == PART_ROOM || p->state == PART_FOREIGN;
+        bool waits = p->state == PART_ROOM || p->state == PART_FOREIGN || p->state == PART_ASK;
         bool under_way =
             p->state == PART_SHARDS || p->state == PART_STORING || p->state == PART_TODO;
         if (!waits && !(all && under_way))
@@ -452,6 +459,8 @@ static void place(struct mover *m, struct pass *pass)
     }
     if (m->out)
         ucmi_dump_write(m, pass);
+    else
+        ucmi_ask_next(m->c);
 }
 
 static void job_over(struct job *j)
@@ -507,6 +516,8 @@ static bool finished(struct mover *m, struct pass *pass)
     if (c->closing < (m->out ? 2 : 1) || !list_empty(&m->jobs) || m->nflights)
         return false;
     if (m->out && (!list_empty(&c->dirty) || c->orphan_at < c->pool->layout.nslots))
+        return false;
+    if (!m->out && c->ask.under_way) /* lookup_timeout_ms at most */
         return false;
     if (m->nchildren && pass->now_ns < c->close_ns)
         return false;

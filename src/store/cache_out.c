@@ -36,7 +36,7 @@ static bool find_block(struct mover *m, struct part *p, struct pass *pass)
     struct cache *c = m->c;
     const struct ucm_slice *s = part_slice(p);
     uint32_t slot;
-    enum ucmi_pool_got got = ucmi_part_get(m, p, pass, &slot);
+    enum ucmi_pool_got got = ucmi_part_get(m, p, pass, UCMI_POOL_EVICT, &slot);
 
     switch (got) {
     case UCMI_POOL_READY: p->block = adopt(c, s, slot, pass->now_ns); break;

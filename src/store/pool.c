@@ -268,8 +268,8 @@ static void announce(struct ucmi_pool *p, uint32_t slot, const struct where *w, 
     atomic_store(&m->word, make_word(generation, p->me, UCMI_SLOT_FILLING));
 }
 
-enum ucmi_pool_got ucmi_pool_get(struct ucmi_pool *p, const struct ucmi_pool_want *want, bool claim,
-                                 uint32_t *slot_p)
+enum ucmi_pool_got ucmi_pool_get(struct ucmi_pool *p, const struct ucmi_pool_want *want,
+                                 enum ucmi_pool_take take, uint32_t *slot_p)
 {
     struct where w = locate(p, &want->key, want->rank);
     uint64_t word;
@@ -284,8 +284,8 @@ enum ucmi_pool_got ucmi_pool_get(struct ucmi_pool *p, const struct ucmi_pool_wan
             atomic_store_explicit(&p->metas[slot].tick, tick_now(), memory_order_relaxed);
             return UCMI_POOL_READY;
         }
-        slot = claim ? take_free(p, &w) : UCMI_POOL_NONE;
-        if (slot == UCMI_POOL_NONE && claim)
+        slot = take == UCMI_POOL_LOOK ? UCMI_POOL_NONE : take_free(p, &w);
+        if (slot == UCMI_POOL_NONE && take == UCMI_POOL_EVICT)
             slot = take_coldest(p, &w);
         if (slot == UCMI_POOL_NONE)
             return UCMI_POOL_FULL;

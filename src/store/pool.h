@@ -141,9 +141,13 @@ enum ucmi_pool_got {
     UCMI_POOL_BUSY,    /* another process is filling or evicting it */
     UCMI_POOL_FULL,    /* no slot of the two sets can be taken now */
 };
-/* Without `claim` a block that is nowhere is FULL. */
-enum ucmi_pool_got ucmi_pool_get(struct ucmi_pool *p, const struct ucmi_pool_want *want, bool claim,
-                                 uint32_t *slot_p);
+enum ucmi_pool_take { /* for a block that is nowhere; what may not be taken is FULL */
+                      UCMI_POOL_LOOK,  /* nothing */
+                      UCMI_POOL_FREE,  /* a free slot */
+                      UCMI_POOL_EVICT, /* or that of another block */
+};
+enum ucmi_pool_got ucmi_pool_get(struct ucmi_pool *p, const struct ucmi_pool_want *want,
+                                 enum ucmi_pool_take take, uint32_t *slot_p);
 /* FILLING -> READY for all processes; pinned for us. */
 void ucmi_pool_publish(struct ucmi_pool *p, uint32_t slot);
 /* FILLING -> FREE: the block will not come. */

@@ -261,6 +261,8 @@ static void below_lookup(struct ucm_tier *t, const ucm_key *keys, size_t n, uint
 {
     struct below *b = CONTAINER_OF(t, struct below, tier);
     pthread_mutex_lock(&b->lock);
+    while (b->deaf)
+        ucmi_cond_wait(&b->change, &b->lock, UINT64_MAX);
     for (size_t i = 0; i < n; i++)
         if (!found[i] && stored_find(b, &keys[i]))
             found[i] = level;
@@ -272,6 +274,14 @@ static const struct ucm_tier_ops below_ops = {
     .lookup = below_lookup,
     .submit = below_submit,
 };
+
+void below_hear(struct below *b)
+{
+    pthread_mutex_lock(&b->lock);
+    b->deaf = false;
+    pthread_cond_broadcast(&b->change);
+    pthread_mutex_unlock(&b->lock);
+}
 
 void below_put(struct below *b, const ucm_key *key)
 {

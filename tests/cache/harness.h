@@ -39,6 +39,7 @@ struct below {
     pthread_cond_t change;
     bool hold;     /* slices wait for below_release; else they end within submit ... */
     bool shuffle;  /* ... or later, on a thread, in an order of its own */
+    bool deaf;     /* lookups do not answer */
     int refuse;    /* that many submits are refused with -EAGAIN */
     int fail_with; /* all slices end so */
     unsigned submits, reads, writes, refused;
@@ -57,6 +58,7 @@ void below_release(struct below *b, size_t i, int err);
 void below_release_all(struct below *b, int err);
 void below_wait_held(struct below *b, size_t n);   /* until at least n are held */
 void below_wait_stored(struct below *b, size_t n); /* until it has at least n blocks */
+void below_hear(struct below *b);                  /* lookups answer again */
 void below_put(struct below *b, const ucm_key *key);
 bool below_has(struct below *b, const ucm_key *key); /* with the right bytes */
 size_t below_count(struct below *b);

@@ -210,22 +210,51 @@ static void prefetched_blocks_are_there(void **state)
         keys[i] = key_of(i);
         below_put(&s.below, &keys[i]);
     }
-    keys[5] = key_of(99); /* nobody has it */
+    keys[5] = key_of(99); /* nobody has it: it is not asked for */
     ucmi_tier_cache.prefetch(&s.cache, keys, 6);
-    below_wait_held(&s.below, 6);
+    below_wait_held(&s.below, 5);
     below_release_all(&s.below, 0);
     s.below.hold = false;
     assert_int_equal(run_move(&s, false, 0, 5), 0);
-    assert_int_equal(s.below.reads, 6);
+    assert_int_equal(s.below.reads, 5);
     ucmi_tier_cache.prefetch(&s.cache, keys, 5); /* nothing to do */
     assert_int_equal(run_move(&s, false, 0, 5), 0);
-    assert_int_equal(s.below.reads, 6);
+    assert_int_equal(s.below.reads, 5);
     ucm_key many[64];
-    for (uint64_t i = 0; i < 64; i++)
+    for (uint64_t i = 0; i < 64; i++) {
         many[i] = key_of(1000 + i);
+        below_put(&s.below, &many[i]);
+    }
+    s.below.hold = true;
     ucmi_tier_cache.prefetch(&s.cache, many, 64); /* a hint does not empty the pool */
+    below_wait_held(&s.below, 16);
+    below_release_all(&s.below, 0);
+    s.below.hold = false;
     assert_int_equal(run_move(&s, false, 0, 5), 0);
-    assert_int_equal(s.below.reads, 6 + 16);
+    assert_int_equal(s.below.reads, 5 + 16);
+    stack_close(&s);
+}
+
+/* A block that nobody has costs the pool none, whoever asks for it. */
+static void an_absent_block_evicts_nothing(void **state)
+{
+    enum { SLOTS = 8 };
+    struct stack s;
+    struct shape small = plain;
+    ucm_key keys[SLOTS];
+    small.nslots = SLOTS;
+    stack_open(&s, *state, &small, NULL);
+    assert_int_equal(run_move(&s, true, 0, SLOTS), 0);
+    for (uint64_t i = 0; i < SLOTS; i++)
+        keys[i] = key_of(50 + i);
+    ucmi_tier_cache.prefetch(&s.cache, keys, SLOTS);
+    assert_int_equal(run_move(&s, false, 100, 20), -ENOENT);
+    assert_int_equal(run_move(&s, false, 0, SLOTS), 0);
+    assert_int_equal(s.below.reads, 0);
+    assert_int_equal(counter(&s, UCMI_CACHE_EVICTED), 0);
+    below_put(&s.below, (ucm_key[]){key_of(100)});
+    assert_int_equal(run_move(&s, false, 100, 1), 0); /* one that is there does */
+    assert_int_equal(counter(&s, UCMI_CACHE_EVICTED), 1);
     stack_close(&s);
 }
 
@@ -580,6 +609,7 @@ int main(void)
         TEST(dumping_again_is_harmless),
         TEST(what_below_lost_is_written_again),
         TEST(prefetched_blocks_are_there),
+        TEST(an_absent_block_evicts_nothing),
         TEST(a_task_larger_than_the_pool_streams_through),
         TEST(traffic_in_both_directions),
         TEST(layers_in_any_order),

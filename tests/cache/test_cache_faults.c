@@ -10,7 +10,7 @@
 #include "dev/dev.h"
 #include "store/pool.h"
 
-enum { SHORT_MS = 60, SLOTS = 8 };
+enum { SHORT_MS = 400, SLOTS = 8 };
 static const struct shape patient = {.nshards = 4, .shard_size = 1024, .nslots = SLOTS};
 static const struct shape hasty = {
     .nshards = 4, .shard_size = 1024, .nslots = SLOTS, .timeout_ms = SHORT_MS};
@@ -218,6 +218,8 @@ static void without_a_slot_a_slice_ends_in_time(void **state)
     s.below.hold = true;
     for (uint64_t i = 0; i < SLOTS; i++)
         below_put(&s.below, (ucm_key[]){key_of(i)});
+    for (uint64_t i = 50; i < 54; i++)
+        below_put(&s.below, (ucm_key[]){key_of(i)});
     move_new(&first, &s, false, 0, SLOTS, 0, 4, 0);
     move_new(&load, &s, false, 50, 4, 0, 4, 0);
     move_new(&dump, &s, true, 60, 4, 0, 4, 0);
@@ -236,6 +238,23 @@ static void without_a_slot_a_slice_ends_in_time(void **state)
     move_free(&load);
     move_free(&dump);
     check_slots(&s, 200);
+    stack_close(&s);
+}
+
+/* A lookup below that hangs holds up those who need its answer, for their time, and nobody else. */
+static void a_lookup_that_hangs_is_not_waited_for(void **state)
+{
+    struct stack s;
+    stack_open(&s, *state, &patient, NULL);
+    assert_int_equal(run_move(&s, true, 0, SLOTS), 0);
+    s.below.deaf = true;
+    s.geo.timeout_ms = SHORT_MS;
+    assert_int_equal(run_move(&s, false, 50, 2 * SLOTS), -ETIMEDOUT);
+    s.geo.timeout_ms = PATIENCE_MS;
+    assert_int_equal(run_move(&s, false, 0, SLOTS), 0);
+    below_hear(&s.below);
+    assert_int_equal(run_move(&s, false, 50, 1), -ENOENT);
+    check_slots(&s, 100);
     stack_close(&s);
 }
 
@@ -350,6 +369,8 @@ static void what_has_not_started_is_canceled(void **state)
     stack_open(&s, *state, &patient, NULL);
     s.below.hold = true;
     for (uint64_t i = 0; i < SLOTS; i++)
+        below_put(&s.below, (ucm_key[]){key_of(i)});
+    for (uint64_t i = 50; i < 54; i++)
         below_put(&s.below, (ucm_key[]){key_of(i)});
     move_new(&first, &s, false, 0, SLOTS, 0, 4, 0);
     move_new(&load, &s, false, 50, 4, 0, 4, 0);
@@ -538,6 +559,8 @@ static void close_ends_the_rest(void **state)
     s.below.hold = true;
     for (uint64_t i = 0; i < SLOTS; i++)
         below_put(&s.below, (ucm_key[]){key_of(i)});
+    for (uint64_t i = 50; i < 54; i++)
+        below_put(&s.below, (ucm_key[]){key_of(i)});
     move_new(&partial, &s, true, 90, 1, 0, 1, 0);
     assert_int_equal(move_submit(&partial), 0);
     assert_int_equal(move_wait(&partial, UCM_RELEASED), 0);
@@ -604,6 +627,7 @@ int main(void)
         TEST(a_slot_is_kept_while_a_read_hangs),
         TEST(a_dump_is_stored_late_or_timed_out),
         TEST(without_a_slot_a_slice_ends_in_time),
+        TEST(a_lookup_that_hangs_is_not_waited_for),
         TEST(an_unfinished_block_is_given_up),
         TEST(a_late_copy_does_not_wait_for_a_read),
         TEST(a_device_that_hangs_holds_what_it_has_and_no_more),

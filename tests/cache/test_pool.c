@@ -39,7 +39,7 @@ static struct ucmi_pool *pool_of(const char *dir, uint8_t ns, uint32_t nslots)
 static enum ucmi_pool_got get(struct ucmi_pool *p, uint64_t i, uint32_t depth, uint32_t *slot)
 {
     struct ucmi_pool_want want = {.key = key_of(i), .depth = depth};
-    return ucmi_pool_get(p, &want, true, slot);
+    return ucmi_pool_get(p, &want, UCMI_POOL_EVICT, slot);
 }
 
 /* Puts key i in; its bytes are its number. */
@@ -248,8 +248,9 @@ static void ranks_are_told_apart(void **state)
     uint8_t level = 0;
     put(p, 1, 0);
     assert_int_equal(ucmi_pool_lookup(p, &want.key, 1, 3, 1, &level), 1);
-    assert_int_equal(ucmi_pool_get(p, &want, false, &slot), UCMI_POOL_FULL); /* may not claim */
-    assert_int_equal(ucmi_pool_get(p, &want, true, &slot), UCMI_POOL_CLAIMED);
+    assert_int_equal(ucmi_pool_get(p, &want, UCMI_POOL_LOOK, &slot),
+                     UCMI_POOL_FULL); /* may not claim */
+    assert_int_equal(ucmi_pool_get(p, &want, UCMI_POOL_EVICT, &slot), UCMI_POOL_CLAIMED);
     ucmi_pool_drop(p, slot);
     ucmi_pool_close(p);
 }

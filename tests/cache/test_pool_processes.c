@@ -46,7 +46,7 @@ static struct ucmi_pool *pool_in(const char *dir, uint8_t ns, uint32_t nslots,
 static enum ucmi_pool_got get(struct ucmi_pool *p, uint64_t i, uint32_t *slot)
 {
     struct ucmi_pool_want want = {.key = key_of(i)};
-    return ucmi_pool_get(p, &want, true, slot);
+    return ucmi_pool_get(p, &want, UCMI_POOL_EVICT, slot);
 }
 
 static void put(struct ucmi_pool *p, uint64_t i)
