@@ -25,7 +25,7 @@ static const struct ucm_option options[] = {
      "by "
      "\":\", share the blocks"},
     {"io_direct", UCM_T_BOOL, AT(io_direct), "false", NULL, NULL,
-     "bypass the page cache where memory and file system allow"},
+     "bypass the page cache where memory and file system allow; on NFS always"},
     {"posix_io_engine", UCM_T_CHOICE, AT(engine), "auto", "auto|psync|aio|io_uring", NULL,
      "how files are read and written; auto: io_uring where it works, else psync"},
     {"posix_capacity_gb", UCM_T_FLOAT, AT(capacity_gb), "0", "0", "1e9",

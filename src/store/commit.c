@@ -385,6 +385,7 @@ static int move_journal(struct ucmi_posix *p, struct ucmi_lane *lane, int fd,
         ucmi_own_lose(p, lane, "its journal could not be moved", err);
         return err;
     }
+    ucmi_own_tell(p);
     ucmi_file_close(p, lane->journal);
     lane->journal = fd;
     lane->generation++;

@@ -33,6 +33,24 @@ int ucmi_file_open(struct ucmi_posix *p, int dir, const char *path, int flags)
                                                    .mode = 0666});
 }
 
+/* A network file system answers from what it knew some seconds ago, unless it is told not to.
+ * Asking for a directory like that also makes it doubt the names it has looked up there, those that
+ * were not there among them. */
+int ucmi_file_stat(const struct ucmi_posix *p, int fd, struct stat *st)
+{
+    struct statx now;
+    if (p->network && statx(fd, "", AT_EMPTY_PATH | AT_STATX_FORCE_SYNC, STATX_MTIME, &now) < 0)
+        return -errno;
+    return fstat(fd, st) < 0 ? -errno : 0;
+}
+
+void ucmi_dir_renew(const struct ucmi_posix *p, int dir)
+{
+    struct stat st;
+    if (p->network)
+        ucmi_file_stat(p, dir, &st); /* if it is gone, who uses it will find out */
+}
+
 void ucmi_seg_name(char name[24], uint32_t segment)
 {
     snprintf(name, 24, "seg-%06" PRIu32, segment);
@@ -81,6 +99,17 @@ static int open_seg(struct ucmi_posix *p, const struct ucmi_lane *lane, uint32_t
     return fd;
 }
 
+/* One that was not there a while ago may be by now. */
+static int open_seg_now(struct ucmi_posix *p, const struct ucmi_lane *lane, uint32_t segment,
+                        int flags)
+{
+    int fd = open_seg(p, lane, segment, flags);
+    if (fd != -ENOENT || !p->network)
+        return fd;
+    ucmi_dir_renew(p, lane->dir);
+    return open_seg(p, lane, segment, flags);
+}
+
 /* Pages in the file, whatever smaller unit the disk would take: then no page is ever written partly
  * around the page cache and partly through it.  Memory as the file system asks. */
 static void learn_alignment(struct ucmi_posix *p, int fd)
@@ -101,12 +130,13 @@ int ucmi_seg_fd(struct ucmi_posix *p, struct ucmi_lane *lane, uint32_t segment, 
     if (err < 0)
         return err;
     struct ucmi_seg *seg = &lane->segs[segment];
+    direct |= p->network && p->dio_off;
     int *fd = direct ? &seg->direct : &seg->fd;
     if (*fd >= 0)
         return *fd;
     if (p->open_segs >= p->max_open_segs)
         close_idle_segs(p);
-    int got = open_seg(p, lane, segment, direct ? O_DIRECT : 0);
+    int got = open_seg_now(p, lane, segment, direct ? O_DIRECT : 0);
     if (direct && got == -EINVAL) { /* not on this file system after all */
         p->dio_off = 0;
         return ucmi_seg_fd(p, lane, segment, false);
@@ -135,11 +165,11 @@ void ucmi_lane_close_journal(struct ucmi_posix *p, struct ucmi_lane *lane)
  * or the change is so young that another may have come in the same tick of the file system's clock,
  * or not have reached the data yet. */
 enum { YOUNG_DIR_NS = 50000000, YOUNG_JOURNAL_NS = 1000000000 };
-static uint64_t stamp_of(int fd, uint64_t young_ns)
+static uint64_t stamp_of(const struct ucmi_posix *p, int fd, uint64_t young_ns)
 {
     struct timespec now;
     struct stat st;
-    if (fstat(fd, &st) < 0 || st.st_nlink == 0)
+    if (ucmi_file_stat(p, fd, &st) < 0 || st.st_nlink == 0)
         return 0;
     clock_gettime(CLOCK_REALTIME, &now);
     uint64_t changed = (uint64_t)st.st_mtim.tv_sec * 1000000000u + (uint64_t)st.st_mtim.tv_nsec;
@@ -185,15 +215,23 @@ void ucmi_seg_release(struct ucmi_posix *p, struct ucmi_move *m)
         lane_free(p, lane);
 }
 
-bool ucmi_seg_replaced(struct ucmi_posix *p, struct ucmi_lane *lane, uint32_t place)
+int ucmi_seg_replaced(struct ucmi_posix *p, struct ucmi_lane *lane, uint32_t place)
 {
     struct ucmi_seg *seg = &lane->segs[place / lane->slots];
     struct stat st;
     int fd = seg->fd >= 0 ? seg->fd : seg->direct;
-    if (lane->own || lane->gone || seg->ios > 1 || fd < 0 || fstat(fd, &st) < 0 || st.st_nlink)
-        return false;
+    if (lane->own || lane->gone || fd < 0)
+        return 0;
+    int err = ucmi_file_stat(p, fd, &st);
+    if (err && err != -ESTALE)
+        return 0;
+    if (!err && st.st_nlink)
+        return 0;
+    if (seg->ios > 1)
+        return -EBUSY;
     ucmi_seg_close(p, seg);
-    return true;
+    ucmi_dir_renew(p, lane->dir);
+    return 1;
 }
 
 /* ---- the index ---- */
@@ -277,6 +315,7 @@ static int open_journal(struct ucmi_posix *p, struct ucmi_lane *lane)
 {
     struct ucmi_journal_header *h = p->read_buf;
     struct stat now, had;
+    ucmi_dir_renew(p, lane->dir); /* the name may be another file's by now */
     int fd = ucmi_file_open(p, lane->dir, "journal", O_RDONLY | (p->network ? O_DIRECT : 0));
     if (fd < 0)
         return fd;
@@ -332,7 +371,8 @@ void ucmi_lane_follow(struct ucmi_posix *p, struct ucmi_lane *lane)
     int err = lane->journal < 0 ? open_journal(p, lane) : 0;
     while (!err) {
         bool moved = false;
-        lane->stamp = stamp_of(lane->journal, YOUNG_JOURNAL_NS); /* before: it vouches for less */
+        /* Before the reading: it vouches for less. */
+        lane->stamp = p->network ? 0 : stamp_of(p, lane->journal, YOUNG_JOURNAL_NS);
         if (!read_on(p, lane, &moved))
             return;
         lane->moved |= moved;
@@ -402,7 +442,7 @@ bool ucmi_lane_name_ok(const char *name)
 /* Lanes come by mkdir and go by rmdir, so an unchanged directory has no news. */
 static bool ns_changed(const struct ucmi_posix *p)
 {
-    uint64_t stamp = stamp_of(p->ns_fd, YOUNG_DIR_NS);
+    uint64_t stamp = stamp_of(p, p->ns_fd, YOUNG_DIR_NS);
     return !stamp || stamp != atomic_load_explicit(&p->ns_stamp, memory_order_relaxed);
 }
 
@@ -411,7 +451,7 @@ bool ucmi_news_possible(const struct ucmi_posix *p)
     if (!p->quiet || ns_changed(p))
         return true;
     for (unsigned i = 0; i < p->nwatches; i++)
-        if (stamp_of(p->watches[i].fd, 0) != p->watches[i].stamp)
+        if (stamp_of(p, p->watches[i].fd, 0) != p->watches[i].stamp)
             return true;
     return false;
 }
@@ -419,10 +459,10 @@ bool ucmi_news_possible(const struct ucmi_posix *p)
 static void scan(struct ucmi_posix *p)
 {
     struct stat st;
-    if (p->ns_fd < 0 || fstat(p->ns_fd, &st) < 0 || st.st_nlink == 0)
+    if (p->ns_fd < 0 || ucmi_file_stat(p, p->ns_fd, &st) < 0 || st.st_nlink == 0)
         ucmi_ns_open(p, false);
     uint64_t stamp =
-        p->ns_fd < 0 ? 0 : stamp_of(p->ns_fd, YOUNG_DIR_NS); /* before what it is to vouch for */
+        p->ns_fd < 0 ? 0 : stamp_of(p, p->ns_fd, YOUNG_DIR_NS); /* before what it is to vouch for */
     int fd = p->ns_fd < 0 ? -ENOENT : ucmi_file_open(p, p->ns_fd, ".", O_RDONLY | O_DIRECTORY);
     DIR *dir = fd < 0 ? NULL : fdopendir(fd);
     bool seen[p->nlanes + 1];

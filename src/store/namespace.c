@@ -74,6 +74,7 @@ static int write_json(struct ucmi_posix *p, int ns)
 static int open_dir(struct ucmi_posix *p, int at, const char *name, bool create)
 {
     int err = 0;
+    ucmi_dir_renew(p, at);
     if (create)
         err = ucmi_io_file(
             &p->io,
@@ -82,15 +83,15 @@ static int open_dir(struct ucmi_posix *p, int at, const char *name, bool create)
     return fd == -ENOENT && err < 0 && err != -EEXIST ? err : fd;
 }
 
-static bool there(int fd)
+static bool there(const struct ucmi_posix *p, int fd)
 {
     struct stat st;
-    return fd >= 0 && fstat(fd, &st) == 0 && st.st_nlink > 0;
+    return fd >= 0 && ucmi_file_stat(p, fd, &st) == 0 && st.st_nlink > 0;
 }
 
 static int open_root(struct ucmi_posix *p, bool create)
 {
-    if (there(p->root_fd))
+    if (there(p, p->root_fd))
         return 0;
     int at = ucmi_file_open(p, AT_FDCWD, p->path, O_RDONLY | O_DIRECTORY);
     int fd = at < 0 ? at : open_dir(p, at, "ucm", create);
@@ -105,9 +106,9 @@ static int open_root(struct ucmi_posix *p, bool create)
 int ucmi_ns_open(struct ucmi_posix *p, bool create)
 {
     int err = open_root(p, create);
-    int fd = err < 0           ? err
-             : there(p->ns_fd) ? p->ns_fd
-                               : open_dir(p, p->root_fd, p->ns_name, create);
+    int fd = err < 0              ? err
+             : there(p, p->ns_fd) ? p->ns_fd
+                                  : open_dir(p, p->root_fd, p->ns_name, create);
     if (fd < 0)
         return fd;
     if (create)

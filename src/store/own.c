@@ -24,7 +24,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-enum { SILENT_S = 60, BEAT_S = 15 };
+enum { SILENT_S = 60, BEAT_S = 15, TELL_NS = 100000000 };
 
 int ucmi_lock_try(int fd)
 {
@@ -154,11 +154,12 @@ int ucmi_own_check(struct ucmi_posix *p, struct ucmi_lane *lane)
     struct ucmi_own *own = lane->own;
     struct ucmi_journal_header *h = own->head;
     struct stat st;
-    if (fstat(lane->journal, &st) < 0)
-        return -errno;
-    if (st.st_nlink == 0)
-        return -ENOENT;
-    int err = ucmi_journal_header_read(lane->journal, h);
+    int err = ucmi_file_stat(p, lane->journal, &st);
+    if (!err && st.st_nlink == 0)
+        err = -ENOENT;
+    if (err < 0)
+        return err;
+    err = ucmi_journal_header_read(lane->journal, h);
     if (err < 0)
         return err;
     return h->owner == own->owner && h->epoch == own->tail.pos.epoch ? 0 : -EOWNERDEAD;
@@ -215,8 +216,9 @@ static int dead_for_sure(const struct ucmi_posix *p, const struct ucmi_journal_h
     struct stat st;
     if (same_kernel(p, h))
         return 0;
-    if (fstat(fd, &st) < 0)
-        return -errno;
+    int err = ucmi_file_stat(p, fd, &st);
+    if (err < 0)
+        return err;
     return time(NULL) - st.st_mtim.tv_sec >= SILENT_S ? 0 : -EBUSY;
 }
 
@@ -510,7 +512,7 @@ static int take(struct ucmi_posix *p, struct ucmi_lane *lane)
     if (lock < 0)
         return lock;
     int err = ucmi_lock_try(lock);
-    if (!err && (fstat(lock, &st) < 0 || st.st_nlink == 0))
+    if (!err && (ucmi_file_stat(p, lock, &st) < 0 || st.st_nlink == 0))
         err = -ENOENT; /* it was removed while we came */
     if (err < 0) {
         ucmi_file_close(p, lock);
@@ -531,6 +533,7 @@ static int take(struct ucmi_posix *p, struct ucmi_lane *lane)
         return err;
     }
     p->own[p->nown++] = lane;
+    ucmi_own_tell(p);
     return 0;
 }
 
@@ -610,18 +613,33 @@ int ucmi_own_any(struct ucmi_posix *p, struct ucmi_lane **lane_p)
     return err;
 }
 
-/* Tells other nodes, which may not see our locks, that somebody lives here. */
+/* A server tells clients that a directory has changed by its time of change, which goes in ticks:
+ * who looked at it between two changes of one tick would never hear of the second.  So there is one
+ * more change, a little later. */
+void ucmi_own_tell(struct ucmi_posix *p)
+{
+    if (p->network)
+        p->tell_ns = ucmi_now_ns() + TELL_NS;
+}
+
+/* Tells other nodes, which may not see our locks, that somebody lives here, and what is new. */
 uint64_t ucmi_own_beat(struct ucmi_posix *p)
 {
     uint64_t now = ucmi_now_ns();
     if (!p->network || !p->nown)
         return UINT64_MAX;
+    if (p->tell_ns && now >= p->tell_ns) {
+        futimens(p->ns_fd, NULL); /* not ours to change: then its maker does */
+        for (unsigned i = 0; i < p->nown; i++)
+            futimens(p->own[i]->dir, NULL);
+        p->tell_ns = 0;
+    }
     if (now >= p->beat_ns) {
         for (unsigned i = 0; i < p->nown; i++)
             futimens(p->own[i]->journal, NULL); /* where it fails the next append will tell */
         p->beat_ns = now + BEAT_S * UINT64_C(1000000000);
     }
-    return p->beat_ns;
+    return p->tell_ns ? MIN(p->beat_ns, p->tell_ns) : p->beat_ns;
 }
 
 /* ---- letting go ---- */

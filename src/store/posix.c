@@ -56,8 +56,11 @@ static void look_at_disk(struct ucmi_posix *p)
     bool known = fstatfs(p->root_fd, &fs) == 0;
     p->network = known && fs.f_type == NFS_MAGIC;
     atomic_store(&p->weight, known ? (uint64_t)fs.f_blocks * (uint64_t)fs.f_frsize : 0);
-    p->dio_mem = UCMI_PAGE;
-    p->dio_off = p->o->io_direct ? UCMI_PAGE : 0;
+    /* Others must find what we have written, and we what they have: NFS takes O_DIRECT of any
+     * alignment. */
+    p->dio_known = p->network;
+    p->dio_mem = p->network ? 1 : UCMI_PAGE;
+    p->dio_off = p->network ? 1 : p->o->io_direct ? UCMI_PAGE : 0;
     p->max_open_segs = 256;
     if (getrlimit(RLIMIT_NOFILE, &files) == 0)
         p->max_open_segs = (unsigned)MIN(MAX(files.rlim_cur / 4, (rlim_t)64), (rlim_t)16384);

@@ -20,6 +20,8 @@
 #ifndef UCMI_POSIX_H
 #define UCMI_POSIX_H
 
+#include <sys/stat.h>
+
 #include "io/io.h"
 #include "store/index.h"
 #include "store/lane.h"
@@ -200,6 +202,7 @@ struct ucmi_posix {
     bool fits;          /* all there is has been seen to fit the bound */
     uint64_t shrink_ns; /* when it is looked at again */
     uint64_t beat_ns;   /* when other nodes are told that we live */
+    uint64_t tell_ns;   /* when they are told what is new in our directories; 0: nothing is */
     bool wants_lane; /* a load had something to tell the owners of lanes, and there is no journal */
     uint64_t own_bytes;
 };
@@ -303,14 +306,18 @@ struct ucmi_lane *ucmi_lane_add(struct ucmi_posix *p, const char *name);
 void ucmi_lane_follow(struct ucmi_posix *p, struct ucmi_lane *lane);
 void ucmi_lane_forget(struct ucmi_posix *p, struct ucmi_lane *lane);
 void ucmi_lanes_close(struct ucmi_posix *p);
+/* fstat, as it is now on the server too.  0 or -errno; any thread. */
+int ucmi_file_stat(const struct ucmi_posix *p, int fd, struct stat *st);
+/* What has been made or renamed in the directory by others is found from here on. */
+void ucmi_dir_renew(const struct ucmi_posix *p, int dir);
 /* Opens what was not; a descriptor for O_DIRECT where wanted and possible.  -errno. */
 int ucmi_seg_fd(struct ucmi_posix *p, struct ucmi_lane *lane, uint32_t segment, bool direct);
 /* A move reads or writes the slot: its segment stays open, our own slot is not given away. */
 void ucmi_seg_hold(struct ucmi_move *m);
 void ucmi_seg_release(struct ucmi_posix *p, struct ucmi_move *m);
-/* The file that was read, by the caller alone, has been unlinked: closes it, so that the one of
- * that name now is opened. */
-bool ucmi_seg_replaced(struct ucmi_posix *p, struct ucmi_lane *lane, uint32_t place);
+/* Has the file that was read been unlinked?  1: it is closed, so that the one of that name now is
+ * opened; -EBUSY: others read it still; 0: no. */
+int ucmi_seg_replaced(struct ucmi_posix *p, struct ucmi_lane *lane, uint32_t place);
 int ucmi_seg_reserve(struct ucmi_lane *lane, uint32_t segment);
 void ucmi_seg_close(struct ucmi_posix *p, struct ucmi_seg *seg);
 void ucmi_seg_name(char name[24], uint32_t segment);
@@ -334,6 +341,7 @@ void ucmi_own_lose(struct ucmi_posix *p, struct ucmi_lane *lane, const char *why
 void ucmi_own_drain(struct ucmi_posix *p, struct ucmi_lane *lane);
 /* Says that we live, when it is time; returns when it is again. */
 uint64_t ucmi_own_beat(struct ucmi_posix *p);
+void ucmi_own_tell(struct ucmi_posix *p);
 void ucmi_own_release(struct ucmi_posix *p, struct ucmi_lane *lane);
 /* Is it still ours?  Before each append. */
 int ucmi_own_check(struct ucmi_posix *p, struct ucmi_lane *lane);

@@ -105,10 +105,12 @@ static void finish(struct ucmi_posix *p, struct ucmi_move *m)
         ucmi_count(c, UCMI_DISK_BAD, 1);
         log_bad(p, m);
         drop(p, lane, &e);
-    } else if (err == -ENOENT) {
+    } else if (err == -ENOENT || err == -ESTALE) {
         ucmi_count(c, UCMI_DISK_STALE, 1);
-        if (!ucmi_seg_replaced(p, lane, m->place))
+        int replaced = ucmi_seg_replaced(p, lane, m->place);
+        if (!replaced)
             drop(p, lane, &e);
+        err = replaced < 0 ? -EBUSY : -ENOENT;
     } else {
         ucmi_count(c, UCMI_DISK_ERRORS, 1);
         if (!passing(p, err))
@@ -119,7 +121,7 @@ static void finish(struct ucmi_posix *p, struct ucmi_move *m)
     if (err == -ENOENT)
         ucmi_load_start(p, part); /* it may be elsewhere too */
     else
-        ucmi_part_done(part, UCM_RELEASED, err);
+        ucmi_part_done(part, UCM_RELEASED, err == -EBUSY ? -ENOENT : err);
 }
 
 static void heard(struct ucmi_posix *p, struct ucmi_move *m, const struct ucm_io *io, size_t want)

@@ -65,6 +65,7 @@ static int each_entry(struct ucmi_posix *p, int at, const char *path, entry_fn *
         ucmi_file_close(p, fd);
         return fd < 0 ? fd : -ENOMEM;
     }
+    ucmi_dir_renew(p, fd);
     for (struct dirent *e; (e = readdir(dir));) {
         struct stat st;
         if (strcmp(e->d_name, ".") == 0 || strcmp(e->d_name, "..") == 0 ||
