@@ -40,6 +40,9 @@ def _check_served(conf):
         key, value = ("ucm_connector_module_path", module) if module else ("ucm_connector_name", name)
         raise ValueError(f"{key}: {value!r}: engines work with ucm's own stores only; give ucm_connector_name: "
                          "UcmPipelineStore, without ucm_connector_module_path")
+    if "Fake" in conf.get("store_pipeline").split("|"):
+        raise ValueError("store_pipeline: Fake remembers keys and has no data, so an engine would wait for hits that "
+                         "cannot be loaded; give Cache|Posix")
     if conf.get("use_lite") == "true":
         raise ValueError("use_lite: counting hits without moving data is not served yet; give false")
 

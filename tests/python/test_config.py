@@ -91,6 +91,7 @@ def test_wrong_shapes(extra, why):
 
 @pytest.mark.parametrize("extra, why", [
     ({"use_lite": True}, "^use_lite: .*give false"),
+    ({"store_pipeline": "Cache|Fake"}, "^store_pipeline: Fake .*give Cache.Posix"),
     ({"ucm_connector_name": "UcmPipelinStore"}, "^ucm_connector_name: 'UcmPipelinStore'.*give.*UcmPipelineStore"),
     ({"ucm_connector_module_path": "my.store"}, "^ucm_connector_module_path: 'my.store'.*without"),
 ])  # fmt: skip
