@@ -40,17 +40,17 @@ def model(work, zygote):
 
 @pytest.fixture(scope="session")
 def reference(work, zygote, model):
-    """reference(prompts, ...): what an engine without ucm answers.  One engine a model, each prompt once."""
+    """reference(prompts, ...): what an engine without ucm answers.  One engine a model, each prompt once; new
+    ones all together, for generating costs a step a token however many prompts share it."""
     lives: dict[str, Life] = {}
     answers: dict[Any, list[int]] = {}
 
-    def ask(prompts: list[list[int]], name: str = "llama-tiny", tokens: int = 16) -> list[list[int]]:
+    def ask(prompts: list[list[int]], name: str = "llama-tiny", tokens: int = 8) -> list[list[int]]:
         if name not in lives:
             lives[name] = zygote.life(work / f"reference-{name}.log", "Engine", model(name))
-        for p in prompts:
-            key = (name, tokens, tuple(p))
-            if key not in answers:
-                answers[key] = lives[name].call("ask", [p], tokens)[0]["tokens"]
+        new = [p for p in prompts if (name, tokens, tuple(p)) not in answers]
+        for p, answer in zip(new, lives[name].call("ask", new, tokens) if new else []):
+            answers[name, tokens, tuple(p)] = answer["tokens"]
         return [answers[name, tokens, tuple(p)] for p in prompts]
 
     yield ask

@@ -72,7 +72,7 @@ class Engine:
             "dtype": "float32", "max_model_len": 16384, "enforce_eager": True, "skip_tokenizer_init": True,
             "enable_prefix_caching": False, "disable_log_stats": False, **options})
 
-    def ask(self, prompts: list[list[int]], tokens: int = 16) -> list[dict[str, Any]]:
+    def ask(self, prompts: list[list[int]], tokens: int = 8) -> list[dict[str, Any]]:
         """Greedy answers; all prompts at once."""
         from vllm import SamplingParams
 
