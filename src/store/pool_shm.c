@@ -27,6 +27,7 @@
 #include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
+#include <sys/statfs.h>
 #include <sys/statvfs.h>
 #include <unistd.h>
 
@@ -393,6 +394,20 @@ static int make_or_join(struct ucmi_pool *p, const struct ucmi_pool_spec *spec, 
     return err;
 }
 
+static void warn_if_on_disk(const struct ucmi_pool *p, const char *dir)
+{
+    enum { TMPFS = 0x01021994, RAMFS = 0x858458f6, HUGETLBFS = 0x958458f6 };
+    struct statfs fs;
+    if (fstatfs(p->fd, &fs) < 0)
+        return;
+    uint32_t type = (uint32_t)fs.f_type;
+    if (type != TMPFS && type != (uint32_t)RAMFS && type != (uint32_t)HUGETLBFS)
+        ucmi_log(UCM_WARN, SPEAKER,
+                 "cache_dir: %s is not in memory, so the pool is as slow as that disk, and wears "
+                 "it; give a directory on a tmpfs, as /dev/shm is",
+                 dir);
+}
+
 static int open_file(struct ucmi_pool *p, const struct ucmi_pool_spec *spec, char *why,
                      size_t why_len)
 {
@@ -403,6 +418,7 @@ static int open_file(struct ucmi_pool *p, const struct ucmi_pool_spec *spec, cha
                          "cache_dir: %s: %s; give a directory in memory that this user can write "
                          "to, or set share_buffer_enable: false",
                          spec->dir, strerrordesc_np(errno));
+    warn_if_on_disk(p, spec->dir);
     if (fstat(p->fd, &st) == 0 && S_ISREG(st.st_mode) && st.st_uid == geteuid() &&
         !(st.st_mode & 077))
         return 0;

@@ -122,6 +122,15 @@ def test_level_from_the_environment():
     assert "UC_LOGGER_LEVEL" in run(code, UC_LOGGER_LEVEL="loud").stderr
 
 
+def test_a_pool_on_a_disk_is_warned_of(tmp_path):
+    kind = subprocess.run(["stat", "-f", "-c", "%T", tmp_path], capture_output=True, text=True, check=True).stdout.strip()
+    for directory, on_disk in ((tmp_path, kind not in ("tmpfs", "ramfs", "hugetlbfs")), ("/dev/shm", False)):
+        options = {"store_pipeline": "Cache|Empty", "block_size": 4096, "cache_dir": str(directory),
+                   "cache_buffer_capacity_gb": 0.01, "namespace": str(tmp_path)}  # fmt: skip
+        r = run(f"import logging; logging.basicConfig(); import ucm; ucm.Store({options}).close()")
+        assert (r.returncode, f"cache_dir: {directory} is not in memory" in r.stderr) == (0, on_disk), r.stderr
+
+
 def test_no_thread_before_the_core_is_used():
     r = run("import ucm, threading; print(threading.active_count()); ucm.Conf(); print(threading.active_count())")
     assert r.stdout.split() == ["1", "2"]
