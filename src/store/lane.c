@@ -24,6 +24,13 @@ void ucmi_file_close(struct ucmi_posix *p, int fd)
         ucmi_io_file(&p->io, &(struct ucm_file){.op = UCM_FILE_CLOSE, .fd = fd});
 }
 
+int ucmi_file_remove(struct ucmi_posix *p, int dir, const char *name, int flags)
+{
+    return ucmi_io_file(
+        &p->io,
+        &(struct ucm_file){.op = UCM_FILE_UNLINK, .dirfd = dir, .path = name, .flags = flags});
+}
+
 int ucmi_file_open(struct ucmi_posix *p, int dir, const char *path, int flags)
 {
     return ucmi_io_file(&p->io, &(struct ucm_file){.op = UCM_FILE_OPEN,

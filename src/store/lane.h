@@ -54,6 +54,10 @@ struct ucmi_lane {
     struct ucmi_own *own; /* NULL: another's, or nobody's */
 };
 
+static inline uint64_t ucmi_lane_segment(const struct ucmi_lane *lane) /* bytes of one */
+{
+    return lane->slots * lane->slot_size;
+}
 static inline off_t ucmi_slot_off(const struct ucmi_lane *lane, uint32_t place)
 {
     return (off_t)(place % lane->slots * lane->slot_size);

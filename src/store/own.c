@@ -326,8 +326,7 @@ static void remove_segment(struct ucmi_posix *p, struct ucmi_lane *lane, uint32_
 {
     char name[24];
     ucmi_seg_name(name, segment);
-    ucmi_io_file(&p->io,
-                 &(struct ucm_file){.op = UCM_FILE_UNLINK, .dirfd = lane->dir, .path = name});
+    ucmi_file_remove(p, lane->dir, name, 0);
     lane->own->total -= lane->slots;
     free(lane->segs[segment].slots);
     lane->segs[segment].slots = NULL;
@@ -585,7 +584,7 @@ static int create_locked(struct ucmi_posix *p, struct ucmi_lane **lane_p)
 
 static int create(struct ucmi_posix *p, struct ucmi_lane **lane_p)
 {
-    int lock = ucmi_room_for_lane(p);
+    int lock = ucmi_bound_for_lane(p);
     int err = lock < 0 ? lock : create_locked(p, lane_p);
     if (lock >= 0)
         ucmi_file_close(p, lock);

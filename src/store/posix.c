@@ -75,7 +75,7 @@ static int set_sizes(struct ucmi_posix *p, unsigned among)
     p->slot_size = ucmi_slot_size(p->geo->block_size);
     p->capacity = (uint64_t)(p->o->capacity_gb * (double)(1u << 30)) / among;
     if (p->o->capacity_gb > 0) {
-        uint64_t least = ucmi_room_least(p);
+        uint64_t least = ucmi_bound_least(p);
         if (p->capacity < least)
             return ucmi_fail(t->why, sizeof t->why, -EINVAL,
                              "posix_capacity_gb: %g cannot hold one block of %" PRIu64

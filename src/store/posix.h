@@ -10,7 +10,8 @@
  * commit.c      records on their way into a journal; compaction
  * lane.c        lanes that are followed: finding them, reading their journals, their segments
  * own.c         lanes that are written: taking, replaying, letting go
- * room.c        capacity: growing, evicting, reclaiming
+ * room.c        slots for new blocks: growing, evicting, reclaiming
+ * bound.c       what the directory holds, and that it stays within the capacity
  *
  * Threads: callers (any) and the pump (one).  Callers touch the queue, the index under `lock`, and
  * what is guarded by `news_lock` or atomic; all else is the pump's (and, before it starts and after
@@ -200,6 +201,7 @@ struct ucmi_posix {
     unsigned open_segs;
     unsigned failures;  /* dumps in a row */
     bool fits;          /* all there is has been seen to fit the bound */
+    uint64_t yield_ns;  /* when it is seen whether others want room */
     uint64_t shrink_ns; /* when it is looked at again */
     uint64_t beat_ns;   /* when other nodes are told that we live */
     uint64_t tell_ns;   /* when they are told what is new in our directories; 0: nothing is */
@@ -255,6 +257,7 @@ int ucmi_pump_write(struct ucmi_posix *p, int fd, const void *buf, size_t len, o
 int ucmi_pump_sync(struct ucmi_posix *p, int fd);
 int ucmi_file_open(struct ucmi_posix *p, int dir, const char *path, int flags);
 void ucmi_file_close(struct ucmi_posix *p, int fd);
+int ucmi_file_remove(struct ucmi_posix *p, int dir, const char *name, int flags);
 void ucmi_part_done(struct ucmi_part *part, enum ucm_stage stage, int err);
 /* Ends a slice that does not start: all its stages. */
 void ucmi_part_end(struct ucmi_part *part, int err);
@@ -363,13 +366,33 @@ int ucmi_journal_create(struct ucmi_posix *p, const struct ucmi_lane *lane, cons
 /* What all journals of this namespace have in common, and who we are. */
 void ucmi_head_fill(const struct ucmi_posix *p, struct ucmi_journal_header *h);
 
-/* ---- room.c ---- */
+/* ---- bound.c ---- */
 
 /* The smallest capacity in bytes that can hold a block. */
-uint64_t ucmi_room_least(const struct ucmi_posix *p);
-/* Locks the room and sees that a lane more fits: a descriptor whose closing unlocks it; -EAGAIN:
- * another process is at it, -ENOSPC. */
-int ucmi_room_for_lane(struct ucmi_posix *p);
+uint64_t ucmi_bound_least(const struct ucmi_posix *p);
+/* The most a file of a segment's size may come to on disk. */
+uint64_t ucmi_bound_charge(uint64_t size);
+/* Locks the room of the backend: a descriptor whose closing unlocks it; -EAGAIN: another process is
+ * at it, and dumps that wait are tried again soon. */
+int ucmi_bound_lock(struct ucmi_posix *p);
+/* Do `more` bytes fit?  With the lock held.  0, -ENOSPC, or why it cannot be counted. */
+int ucmi_bound_check(struct ucmi_posix *p, uint64_t more);
+/* Both, for a lane more. */
+int ucmi_bound_for_lane(struct ucmi_posix *p);
+/* Gives up segments, of lanes that are ours or nobody's, until all fits. */
+void ucmi_bound_enforce(struct ucmi_posix *p);
+/* Tells others that the lane finds no room; lock is the descriptor of ucmi_bound_lock. */
+void ucmi_bound_want(struct ucmi_posix *p, const struct ucmi_lane *lane, int lock);
+/* Gives up a segment if another wants room and has less; looks once a second at most. */
+void ucmi_bound_yield(struct ucmi_posix *p);
+typedef void ucmi_entry_fn(void *arg, int dir, const char *name, const struct stat *st);
+/* Calls fn for all entries of a directory but . and .. */
+int ucmi_each_entry(struct ucmi_posix *p, int at, const char *path, ucmi_entry_fn *fn, void *arg);
+
+/* ---- room.c ---- */
+
+/* Removes a dead lane of another namespace, if it has not been used since tick `coldest`. */
+int ucmi_room_reclaim(struct ucmi_posix *p, uint32_t coldest);
 /* A free slot, now OPEN.  -EAGAIN: one will come; -ENOSPC: none can; or why there is no lane. */
 int ucmi_room_get(struct ucmi_posix *p, struct ucmi_lane **lane_p, uint32_t *place_p);
 /* The block is bad, or its segment gone: takes it out of our lane, unless the slot is another

@@ -462,6 +462,7 @@ static void tend_lanes(struct ucmi_posix *p)
             ucmi_own_drain(p, p->own[i]);
         else
             ucmi_commit_kick(p, p->own[i]);
+    ucmi_bound_yield(p);
     if (p->wants_lane && STAILQ_EMPTY(&p->loads) && !p->loads_out) {
         struct ucmi_lane *lane;
         p->wants_lane = false;

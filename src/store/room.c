@@ -6,9 +6,9 @@
  * of the namespace; room held by a dead lane of another namespace, if nobody has used it for longer
  * than our coldest block; our coldest blocks.
  *
- * The bound is exact: everything below <backend>/ucm is counted under its lock before a segment is
- * made, and a segment is allocated whole.  What the file system may still add to a file (extents)
- * and what a journal needs to be compacted is counted from the start.
+ * A segment is made under the lock of the bound (bound.c), and allocated whole.  What the file
+ * system may still add to a file (extents) and what a journal needs to be compacted is counted from
+ * the start.
  *
  * Victims are found by one scan over the slot tables for many evictions, and checked again when
  * their turn comes: a block looked up or loaded since stays.
@@ -28,125 +28,8 @@ enum {
     FOREIGN_NAMES = 64, /* of segments, taken by what is none, that are passed over */
     SMALL_LANE = 4096,  /* slots that are scanned in no time */
     SCAN_PAUSE_NS = 100000000,
-    FULL_NS = 1000000000,
-    LOCK_RETRY_NS = 2000000,
-    SHRINK_PAUSE_NS = 50000000
+    FULL_NS = 1000000000
 };
-
-/* ---- what is used ---- */
-
-/* The most a file of a segment's size may come to on disk. */
-static uint64_t segment_charge(uint64_t size)
-{
-    return size + size / 256 + 2 * UCMI_PAGE;
-}
-
-static uint64_t file_charge(const char *name, const struct stat *st)
-{
-    uint64_t disk = (uint64_t)st->st_blocks * 512;
-    if (strncmp(name, "seg-", 4) == 0)
-        return MAX(disk, segment_charge((uint64_t)st->st_size));
-    return strcmp(name, "journal") == 0 ? 2 * disk : disk; /* twice, while it is compacted */
-}
-
-/* One slot, its journal, and the directories and small files around them. */
-uint64_t ucmi_room_least(const struct ucmi_posix *p)
-{
-    return segment_charge(p->slot_size) + 2 * ucmi_journal_room(1) + 16 * UCMI_PAGE;
-}
-
-typedef void entry_fn(void *arg, int dir, const char *name, const struct stat *st);
-
-static int each_entry(struct ucmi_posix *p, int at, const char *path, entry_fn *fn, void *arg)
-{
-    int fd = ucmi_file_open(p, at, path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW);
-    DIR *dir = fd < 0 ? NULL : fdopendir(fd);
-    if (!dir) {
-        ucmi_file_close(p, fd);
-        return fd < 0 ? fd : -ENOMEM;
-    }
-    ucmi_dir_renew(p, fd);
-    for (struct dirent *e; (e = readdir(dir));) {
-        struct stat st;
-        if (strcmp(e->d_name, ".") == 0 || strcmp(e->d_name, "..") == 0 ||
-            fstatat(fd, e->d_name, &st, AT_SYMLINK_NOFOLLOW) < 0)
-            continue;
-        fn(arg, fd, e->d_name, &st);
-    }
-    closedir(dir);
-    return 0;
-}
-
-struct walk {
-    struct ucmi_posix *p;
-    uint64_t bytes;
-};
-
-static void add_file(void *arg, int dir, const char *name, const struct stat *st)
-{
-    struct walk *w = arg;
-    w->bytes += file_charge(name, st);
-    if (S_ISDIR(st->st_mode))
-        each_entry(w->p, dir, name, add_file, w);
-}
-
-static int used_bytes(struct ucmi_posix *p, uint64_t *bytes)
-{
-    struct walk w = {.p = p};
-    int err = each_entry(p, p->root_fd, ".", add_file, &w);
-    if (!err)
-        *bytes = w.bytes + UCMI_PAGE;
-    return err;
-}
-
-/* The lock under which room is counted and taken; closing the descriptor gives it back. */
-static int lock_root(struct ucmi_posix *p)
-{
-    int fd = ucmi_file_open(p, p->root_fd, "lock", O_RDWR | O_CREAT);
-    int err = fd < 0 ? fd : ucmi_lock_try(fd);
-    if (err < 0 && fd >= 0)
-        ucmi_file_close(p, fd);
-    return err < 0 ? err : fd;
-}
-
-/* The same for what a dump waits for: it is tried again soon if another process is at it. */
-static int lock_room(struct ucmi_posix *p)
-{
-    int lock = lock_root(p);
-    if (lock == -EAGAIN)
-        p->retry_ns = ucmi_now_ns() + LOCK_RETRY_NS;
-    return lock;
-}
-
-/* Do `more` bytes fit?  With the lock held. */
-static int check_bound(struct ucmi_posix *p, uint64_t more)
-{
-    uint64_t used = 0;
-    int err = p->capacity ? used_bytes(p, &used) : 0;
-    return err < 0 ? err : p->capacity && used + more > p->capacity ? -ENOSPC : 0;
-}
-
-int ucmi_room_for_lane(struct ucmi_posix *p)
-{
-    enum { LANE_PAGES = 1 + 2 * 2 + 1 }; /* its directory, its journal twice, and one to be safe */
-    int lock = lock_room(p);
-    int err = lock < 0 ? lock : check_bound(p, LANE_PAGES * UCMI_PAGE);
-    if (err < 0 && lock >= 0)
-        ucmi_file_close(p, lock);
-    return err < 0 ? err : lock;
-}
-
-static uint64_t segment_size(const struct ucmi_lane *lane)
-{
-    return lane->slots * lane->slot_size;
-}
-
-static int remove_file(struct ucmi_posix *p, int dir, const char *name, int flags)
-{
-    return ucmi_io_file(
-        &p->io,
-        &(struct ucm_file){.op = UCM_FILE_UNLINK, .dirfd = dir, .path = name, .flags = flags});
-}
 
 /* ---- growing ---- */
 
@@ -181,27 +64,29 @@ static int make_segment(struct ucmi_posix *p, struct ucmi_lane *lane, uint32_t s
     int fd = ucmi_file_open(p, lane->dir, name, O_RDWR | O_CREAT | O_EXCL);
     if (fd < 0)
         return fd;
-    int err = ucmi_io_file(
-        &p->io,
-        &(struct ucm_file){.op = UCM_FILE_ALLOCATE, .fd = fd, .len = (off_t)segment_size(lane)});
+    int err = ucmi_io_file(&p->io, &(struct ucm_file){.op = UCM_FILE_ALLOCATE,
+                                                      .fd = fd,
+                                                      .len = (off_t)ucmi_lane_segment(lane)});
     if (!err)
         err = make_journal_room(p, lane);
     if (!err)
         err = ucmi_own_add_segment(p, lane, segment);
     ucmi_file_close(p, fd);
     if (err < 0)
-        remove_file(p, lane->dir, name, 0);
+        ucmi_file_remove(p, lane->dir, name, 0);
     return err;
 }
 
-static int grow_locked(struct ucmi_posix *p, struct ucmi_lane *lane)
+static int grow_locked(struct ucmi_posix *p, struct ucmi_lane *lane, int lock)
 {
     uint64_t journal = ucmi_journal_room(lane->own->total + lane->slots);
     struct stat st;
     if (fstat(lane->journal, &st) < 0)
         return -errno;
     uint64_t has = MIN((uint64_t)st.st_blocks * 512, journal);
-    int err = check_bound(p, segment_charge(segment_size(lane)) + 2 * (journal - has));
+    int err = ucmi_bound_check(p, ucmi_bound_charge(ucmi_lane_segment(lane)) + 2 * (journal - has));
+    if (err == -ENOSPC)
+        ucmi_bound_want(p, lane, lock);
     if (err < 0)
         return err;
     /* Something that is no segment of ours may have the name: it keeps it. */
@@ -221,8 +106,8 @@ static int grow(struct ucmi_posix *p, struct ucmi_lane *lane)
     uint64_t now = ucmi_now_ns();
     if (now < p->full_until_ns)
         return -ENOSPC;
-    int lock = lock_room(p);
-    int err = lock < 0 ? lock : grow_locked(p, lane);
+    int lock = ucmi_bound_lock(p);
+    int err = lock < 0 ? lock : grow_locked(p, lane, lock);
     if (lock >= 0)
         ucmi_file_close(p, lock);
     if (err == -ENOSPC || err == -EDQUOT) {
@@ -283,27 +168,27 @@ static void consider_ns(void *arg, int dir, const char *name, const struct stat 
 {
     struct dead_lane *best = arg;
     if (S_ISDIR(st->st_mode) && strcmp(name, best->p->ns_name) != 0)
-        each_entry(best->p, dir, name, consider_lane, best);
+        ucmi_each_entry(best->p, dir, name, consider_lane, best);
 }
 
 static void remove_entry(void *arg, int dir, const char *name, const struct stat *st)
 {
     if (strcmp(name, "lock") != 0) /* last: while it is there, nobody else comes in */
-        remove_file(arg, dir, name, 0);
+        ucmi_file_remove(arg, dir, name, 0);
 }
 
 /* The lane is not ours to read, so it goes whole.  coldest: tick of the block that would have to go
  * instead, UINT32_MAX for none. */
-static int reclaim(struct ucmi_posix *p, uint32_t coldest)
+int ucmi_room_reclaim(struct ucmi_posix *p, uint32_t coldest)
 {
     struct dead_lane d = {.p = p, .ns = -1, .dir = -1, .lock = -1};
-    int err = each_entry(p, p->root_fd, ".", consider_ns, &d);
+    int err = ucmi_each_entry(p, p->root_fd, ".", consider_ns, &d);
     if (!err && (d.lock < 0 || ucmi_tick((uint64_t)d.used) > coldest))
         err = -ENOENT;
     if (!err) {
-        each_entry(p, d.dir, ".", remove_entry, p);
-        remove_file(p, d.dir, "lock", 0);
-        err = remove_file(p, d.ns, d.name, AT_REMOVEDIR);
+        ucmi_each_entry(p, d.dir, ".", remove_entry, p);
+        ucmi_file_remove(p, d.dir, "lock", 0);
+        err = ucmi_file_remove(p, d.ns, d.name, AT_REMOVEDIR);
         ucmi_log(UCM_INFO, p->object, "removed lane %s of a namespace nobody uses, to make room",
                  d.name);
     }
@@ -467,103 +352,6 @@ static size_t evict(struct ucmi_posix *p, size_t n)
     return n - left;
 }
 
-/* ---- a smaller bound than the last owner had ---- */
-
-/* Nothing under way in it, and the tick of its last use is the lowest. */
-static bool coldest_segment(const struct ucmi_lane *lane, uint32_t *segment, uint32_t *tick)
-{
-    bool any = false;
-    for (uint32_t g = 0; g < lane->nsegs; g++) {
-        const struct ucmi_seg *seg = &lane->segs[g];
-        uint32_t last = 0;
-        bool busy = !seg->slots || seg->ios;
-        for (uint32_t i = 0; !busy && i < lane->slots; i++) {
-            const struct ucmi_slot *slot = &seg->slots[i];
-            busy = slot->state != UCMI_DISK_FREE && slot->state != UCMI_DISK_LIVE;
-            if (slot->state == UCMI_DISK_LIVE)
-                last = MAX(last, slot->tick);
-        }
-        if (!busy && (!any || last <= *tick)) {
-            *segment = g;
-            *tick = last;
-            any = true;
-        }
-    }
-    return any;
-}
-
-static int give_up_segment(struct ucmi_posix *p, struct ucmi_lane *lane, uint32_t segment)
-{
-    struct ucmi_seg *seg = &lane->segs[segment];
-    struct ucmi_record *v = malloc(lane->slots * sizeof *v);
-    char name[24];
-    size_t n = 0;
-
-    if (!v)
-        return -ENOMEM;
-    int err = ucmi_own_check(p, lane);
-    if (err < 0) {
-        free(v);
-        ucmi_own_lose(p, lane, "another process has taken it", err);
-        return err;
-    }
-    pthread_rwlock_wrlock(&p->lock);
-    for (uint32_t i = 0; i < lane->slots; i++) {
-        struct ucmi_slot *slot = &seg->slots[i];
-        if (slot->state != UCMI_DISK_LIVE)
-            continue;
-        struct ucmi_entry *e = ucmi_index_find(&p->index, &slot->key, slot->rank, lane->id);
-        v[n++] = ucmi_commit_record(slot, UCMI_DEL, lane, segment * lane->slots + i);
-        if (e && e->place == segment * lane->slots + i)
-            ucmi_index_remove(&p->index, e);
-        slot->state = UCMI_DISK_FREE;
-        lane->own->live--;
-    }
-    pthread_rwlock_unlock(&p->lock);
-    err = n ? ucmi_commit_now(p, lane, v, n) : 0;
-    free(v);
-    if (err < 0) { /* what the journal says now is for who reads it anew */
-        ucmi_own_lose(p, lane, "its journal could not be written", err);
-        return err;
-    }
-    ucmi_own_remove_segment(p, lane, segment);
-    ucmi_count(p->t->counters, UCMI_DISK_EVICTED, (int64_t)n);
-    ucmi_seg_name(name, segment);
-    return remove_file(p, lane->dir, name, 0);
-}
-
-static int shrink_step(struct ucmi_posix *p)
-{
-    for (unsigned i = 0; i < p->nown; i++) {
-        struct ucmi_lane *lane = p->own[i];
-        uint32_t segment = 0, tick = 0;
-        if (!lane->own->lost && lane->own->stage == UCMI_COMMIT_IDLE &&
-            coldest_segment(lane, &segment, &tick))
-            return give_up_segment(p, lane, segment);
-    }
-    struct ucmi_lane *lane;
-    if (ucmi_own_adopt(p, true, &lane) == 0)
-        return 0;
-    return reclaim(p, UINT32_MAX);
-}
-
-/* Again and again, until all fits: somebody else may be counting, a segment be read just now. */
-static void shrink(struct ucmi_posix *p)
-{
-    uint64_t now = ucmi_now_ns();
-    if (!p->capacity || p->fits || now < p->shrink_ns)
-        return;
-    p->shrink_ns = now + SHRINK_PAUSE_NS;
-    int lock = lock_root(p);
-    if (lock < 0)
-        return;
-    int err = check_bound(p, 0);
-    while (err == -ENOSPC && (err = shrink_step(p)) == 0)
-        err = check_bound(p, 0);
-    p->fits = err == 0;
-    ucmi_file_close(p, lock);
-}
-
 /* ---- a slot ---- */
 
 static bool take_free(struct ucmi_posix *p, struct ucmi_lane **lane_p, uint32_t *place_p)
@@ -610,7 +398,7 @@ static int first_lane(struct ucmi_posix *p, struct ucmi_lane **lane_p)
     int err = ucmi_own_any(p, lane_p);
     if (err != -ENOSPC || ucmi_own_adopt(p, true, lane_p) == 0)
         return err == -ENOSPC ? 0 : err;
-    if (reclaim(p, UINT32_MAX) < 0)
+    if (ucmi_room_reclaim(p, UINT32_MAX) < 0)
         return err;
     p->no_lane_until_ns = 0;
     return ucmi_own_any(p, lane_p);
@@ -625,7 +413,7 @@ static int widen(struct ucmi_posix *p)
     int err = lane ? 0 : first_lane(p, &lane);
     if (err < 0)
         return err;
-    shrink(p);
+    ucmi_bound_enforce(p);
     lane = own_lane(p); /* it may be another now, or none */
     if (!lane || lane->own->nfree)
         return lane ? 0 : -ENOSPC;
@@ -639,7 +427,7 @@ static int widen(struct ucmi_posix *p)
         p->full_until_ns = 0; /* there may be more of them */
         return lane->own->nfree ? 0 : -ENOSPC;
     }
-    if (reclaim(p, coldest_tick(p)) < 0)
+    if (ucmi_room_reclaim(p, coldest_tick(p)) < 0)
         return -ENOSPC;
     p->full_until_ns = 0;
     lane = own_lane(p);
@@ -649,7 +437,7 @@ static int widen(struct ucmi_posix *p)
 int ucmi_room_get(struct ucmi_posix *p, struct ucmi_lane **lane_p, uint32_t *place_p)
 {
     if (p->nown)
-        shrink(p);
+        ucmi_bound_enforce(p);
     if (take_free(p, lane_p, place_p))
         return 0;
     int err = widen(p);

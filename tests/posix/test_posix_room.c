@@ -230,6 +230,35 @@ static void dead_lanes_of_other_ranks_make_room(void **state)
     ucm_store_close(store);
 }
 
+/* A process that has it all, and is not idle, gives room to one that has none, also of another
+ * namespace; all the while the bound holds. */
+static void room_goes_to_who_has_none(void **state)
+{
+    const double bound = 0.02;
+    const char *options = "posix_capacity_gb=0.02 posix_segment_mb=1";
+    struct memory m, n;
+    ucm_store *has = open_store(*state, &shape, options);
+    memory_new(&m, has, &shape, 100);
+    for (uint64_t i = 0; i < 20; i++)
+        dump_all(has, &m, 100 * i);
+    assert_true(metric(has, "disk_evicted_total") > 0);
+    ucm_store *needs =
+        open_store(*state, &shape, "posix_capacity_gb=0.02 posix_segment_mb=1 namespace=other");
+    memory_new(&n, needs, &shape, 10);
+    while (metric(needs, "disk_blocks") < 10) { /* at most some seconds */
+        struct outcome out = move(needs, &n, true, 5000, 0, 0);
+        free(out.status);
+        out = move(has, &m, false, 1900, 0, 0); /* it is at work */
+        free(out.status);
+        assert_true((double)disk_usage(*state) <= bound * GIB);
+    }
+    memory_free(&n);
+    ucm_store_close(needs);
+    assert_true(count_found(has, 0, 2000) > 0); /* it keeps most */
+    memory_free(&m);
+    ucm_store_close(has);
+}
+
 #define TEST(f) cmocka_unit_test_setup_teardown(f, make_dir, remove_dir)
 
 int main(int argc, char **argv)
@@ -247,6 +276,7 @@ int main(int argc, char **argv)
         TEST(a_namespace_nobody_uses_makes_room),
         TEST(a_lane_somebody_lives_in_is_not_taken_for_room),
         TEST(dead_lanes_of_other_ranks_make_room),
+        TEST(room_goes_to_who_has_none),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,0 +1,283 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The bound: what the directory holds, and that it stays within the capacity.
+ *
+ * Everything below <backend>/ucm is counted under the lock of <backend>/ucm/lock before anything is
+ * made that takes room, so the bound is exact over all processes and namespaces.  A start with a
+ * smaller capacity gives up segments until all fits.
+ *
+ * A process that finds no room, and has less than others, says so in that same file; who has more
+ * gives up its coldest segment when it next has something to do.  So room goes from lanes that have
+ * to lanes that need, one segment a second and process.
+ */
+#include "store/posix.h"
+
+#include <dirent.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <stdlib.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+enum {
+    LOCK_RETRY_NS = 2000000,
+    SHRINK_PAUSE_NS = 50000000,
+    WANT_S = 5,               /* a want is good for so long */
+    YIELD_NS = 1000000000,    /* and looked for so often */
+    REGROW_NS = 3000000000ll, /* who gave up a segment does not take it back at once */
+};
+
+/* ---- what is used ---- */
+
+/* The most a file of a segment's size may come to on disk. */
+uint64_t ucmi_bound_charge(uint64_t size)
+{
+    return size + size / 256 + 2 * UCMI_PAGE;
+}
+
+static uint64_t file_charge(const char *name, const struct stat *st)
+{
+    uint64_t disk = (uint64_t)st->st_blocks * 512;
+    if (strncmp(name, "seg-", 4) == 0)
+        return MAX(disk, ucmi_bound_charge((uint64_t)st->st_size));
+    return strcmp(name, "journal") == 0 ? 2 * disk : disk; /* twice, while it is compacted */
+}
+
+/* One slot, its journal, and the directories and small files around them. */
+uint64_t ucmi_bound_least(const struct ucmi_posix *p)
+{
+    return ucmi_bound_charge(p->slot_size) + 2 * ucmi_journal_room(1) + 16 * UCMI_PAGE;
+}
+
+int ucmi_each_entry(struct ucmi_posix *p, int at, const char *path, ucmi_entry_fn *fn, void *arg)
+{
+    int fd = ucmi_file_open(p, at, path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW);
+    DIR *dir = fd < 0 ? NULL : fdopendir(fd);
+    if (!dir) {
+        ucmi_file_close(p, fd);
+        return fd < 0 ? fd : -ENOMEM;
+    }
+    ucmi_dir_renew(p, fd);
+    for (struct dirent *e; (e = readdir(dir));) {
+        struct stat st;
+        if (strcmp(e->d_name, ".") == 0 || strcmp(e->d_name, "..") == 0 ||
+            fstatat(fd, e->d_name, &st, AT_SYMLINK_NOFOLLOW) < 0)
+            continue;
+        fn(arg, fd, e->d_name, &st);
+    }
+    closedir(dir);
+    return 0;
+}
+
+struct walk {
+    struct ucmi_posix *p;
+    uint64_t bytes;
+};
+
+static void add_file(void *arg, int dir, const char *name, const struct stat *st)
+{
+    struct walk *w = arg;
+    w->bytes += file_charge(name, st);
+    if (S_ISDIR(st->st_mode))
+        ucmi_each_entry(w->p, dir, name, add_file, w);
+}
+
+static int used_bytes(struct ucmi_posix *p, uint64_t *bytes)
+{
+    struct walk w = {.p = p};
+    int err = ucmi_each_entry(p, p->root_fd, ".", add_file, &w);
+    if (!err)
+        *bytes = w.bytes + UCMI_PAGE;
+    return err;
+}
+
+/* The lock under which room is counted and taken; closing the descriptor gives it back. */
+static int lock_root(struct ucmi_posix *p)
+{
+    int fd = ucmi_file_open(p, p->root_fd, "lock", O_RDWR | O_CREAT);
+    int err = fd < 0 ? fd : ucmi_lock_try(fd);
+    if (err < 0 && fd >= 0)
+        ucmi_file_close(p, fd);
+    return err < 0 ? err : fd;
+}
+
+/* The same for what a dump waits for: it is tried again soon if another process is at it. */
+int ucmi_bound_lock(struct ucmi_posix *p)
+{
+    int lock = lock_root(p);
+    if (lock == -EAGAIN)
+        p->retry_ns = ucmi_now_ns() + LOCK_RETRY_NS;
+    return lock;
+}
+
+/* Do `more` bytes fit?  With the lock held. */
+int ucmi_bound_check(struct ucmi_posix *p, uint64_t more)
+{
+    uint64_t used = 0;
+    int err = p->capacity ? used_bytes(p, &used) : 0;
+    return err < 0 ? err : p->capacity && used + more > p->capacity ? -ENOSPC : 0;
+}
+
+int ucmi_bound_for_lane(struct ucmi_posix *p)
+{
+    enum { LANE_PAGES = 1 + 2 * 2 + 1 }; /* its directory, its journal twice, and one to be safe */
+    int lock = ucmi_bound_lock(p);
+    int err = lock < 0 ? lock : ucmi_bound_check(p, LANE_PAGES * UCMI_PAGE);
+    if (err < 0 && lock >= 0)
+        ucmi_file_close(p, lock);
+    return err < 0 ? err : lock;
+}
+
+/* ---- a smaller bound than the last owner had ---- */
+
+/* Nothing under way in it, and the tick of its last use is the lowest. */
+static bool coldest_segment(const struct ucmi_lane *lane, uint32_t *segment, uint32_t *tick)
+{
+    bool any = false;
+    for (uint32_t g = 0; g < lane->nsegs; g++) {
+        const struct ucmi_seg *seg = &lane->segs[g];
+        uint32_t last = 0;
+        bool busy = !seg->slots || seg->ios;
+        for (uint32_t i = 0; !busy && i < lane->slots; i++) {
+            const struct ucmi_slot *slot = &seg->slots[i];
+            busy = slot->state != UCMI_DISK_FREE && slot->state != UCMI_DISK_LIVE;
+            if (slot->state == UCMI_DISK_LIVE)
+                last = MAX(last, slot->tick);
+        }
+        if (!busy && (!any || last <= *tick)) {
+            *segment = g;
+            *tick = last;
+            any = true;
+        }
+    }
+    return any;
+}
+
+static int give_up_segment(struct ucmi_posix *p, struct ucmi_lane *lane, uint32_t segment)
+{
+    struct ucmi_seg *seg = &lane->segs[segment];
+    struct ucmi_record *v = malloc(lane->slots * sizeof *v);
+    char name[24];
+    size_t n = 0;
+
+    if (!v)
+        return -ENOMEM;
+    int err = ucmi_own_check(p, lane);
+    if (err < 0) {
+        free(v);
+        ucmi_own_lose(p, lane, "another process has taken it", err);
+        return err;
+    }
+    pthread_rwlock_wrlock(&p->lock);
+    for (uint32_t i = 0; i < lane->slots; i++) {
+        struct ucmi_slot *slot = &seg->slots[i];
+        if (slot->state != UCMI_DISK_LIVE)
+            continue;
+        struct ucmi_entry *e = ucmi_index_find(&p->index, &slot->key, slot->rank, lane->id);
+        v[n++] = ucmi_commit_record(slot, UCMI_DEL, lane, segment * lane->slots + i);
+        if (e && e->place == segment * lane->slots + i)
+            ucmi_index_remove(&p->index, e);
+        slot->state = UCMI_DISK_FREE;
+        lane->own->live--;
+    }
+    pthread_rwlock_unlock(&p->lock);
+    err = n ? ucmi_commit_now(p, lane, v, n) : 0;
+    free(v);
+    if (err < 0) { /* what the journal says now is for who reads it anew */
+        ucmi_own_lose(p, lane, "its journal could not be written", err);
+        return err;
+    }
+    ucmi_own_remove_segment(p, lane, segment);
+    ucmi_count(p->t->counters, UCMI_DISK_EVICTED, (int64_t)n);
+    ucmi_seg_name(name, segment);
+    return ucmi_file_remove(p, lane->dir, name, 0);
+}
+
+static int shrink_step(struct ucmi_posix *p)
+{
+    for (unsigned i = 0; i < p->nown; i++) {
+        struct ucmi_lane *lane = p->own[i];
+        uint32_t segment = 0, tick = 0;
+        if (!lane->own->lost && lane->own->stage == UCMI_COMMIT_IDLE &&
+            coldest_segment(lane, &segment, &tick))
+            return give_up_segment(p, lane, segment);
+    }
+    struct ucmi_lane *lane;
+    if (ucmi_own_adopt(p, true, &lane) == 0)
+        return 0;
+    return ucmi_room_reclaim(p, UINT32_MAX);
+}
+
+/* Again and again, until all fits: somebody else may be counting, a segment be read just now. */
+void ucmi_bound_enforce(struct ucmi_posix *p)
+{
+    uint64_t now = ucmi_now_ns();
+    if (!p->capacity || p->fits || now < p->shrink_ns)
+        return;
+    p->shrink_ns = now + SHRINK_PAUSE_NS;
+    int lock = lock_root(p);
+    if (lock < 0)
+        return;
+    int err = ucmi_bound_check(p, 0);
+    while (err == -ENOSPC && (err = shrink_step(p)) == 0)
+        err = ucmi_bound_check(p, 0);
+    p->fits = err == 0;
+    ucmi_file_close(p, lock);
+}
+
+/* ---- room for those who have none ---- */
+
+#define WANT_MAGIC 0x31544e41574d4355u /* "UCMWANT1" */
+
+struct want { /* in <backend>/ucm/lock */
+    uint64_t magic, who;
+    uint64_t when;  /* seconds since 1970 */
+    uint64_t bytes; /* what the one who wants has */
+    uint64_t sum;   /* of all before it */
+};
+
+void ucmi_bound_want(struct ucmi_posix *p, const struct ucmi_lane *lane, int lock)
+{
+    struct want w = {.magic = WANT_MAGIC,
+                     .who = lane->own->owner,
+                     .when = (uint64_t)time(NULL),
+                     .bytes = p->own_bytes};
+    w.sum = ucmi_hash64(&w, offsetof(struct want, sum), 0);
+    ucmi_pump_write(p, lock, &w, sizeof w, 0); /* or nobody hears of it */
+}
+
+/* Somebody wants room, not long ago, and would have no more than we when it has a segment of ours.
+ */
+static bool wanted(struct ucmi_posix *p, uint64_t segment)
+{
+    struct want w = {0};
+    int fd = ucmi_file_open(p, p->root_fd, "lock", O_RDONLY | O_NOFOLLOW);
+    ssize_t n = fd < 0 ? 0 : pread(fd, &w, sizeof w, 0);
+    ucmi_file_close(p, fd);
+    if (n != sizeof w || w.magic != WANT_MAGIC ||
+        w.sum != ucmi_hash64(&w, offsetof(struct want, sum), 0))
+        return false;
+    for (unsigned i = 0; i < p->nown; i++)
+        if (p->own[i]->own->owner == w.who)
+            return false;
+    int64_t age = (int64_t)time(NULL) - (int64_t)w.when;
+    return age >= -WANT_S && age <= WANT_S && w.bytes + 2 * segment <= p->own_bytes;
+}
+
+void ucmi_bound_yield(struct ucmi_posix *p)
+{
+    uint64_t now = ucmi_now_ns();
+    if (!p->capacity || !p->nown || now < p->yield_ns)
+        return;
+    p->yield_ns = now + YIELD_NS;
+    for (unsigned i = 0; i < p->nown; i++) {
+        struct ucmi_lane *lane = p->own[i];
+        uint32_t segment, tick;
+        if (lane->own->lost || lane->own->stage != UCMI_COMMIT_IDLE ||
+            !wanted(p, ucmi_lane_segment(lane)) || !coldest_segment(lane, &segment, &tick))
+            continue;
+        if (give_up_segment(p, lane, segment) == 0)
+            p->full_until_ns = now + REGROW_NS;
+        return;
+    }
+}
