@@ -60,7 +60,8 @@ static int open_pool(struct ucm_tier *t, struct cache *c)
     struct ucmi_pool_layout *l = &c->pool->layout;
     ucmi_gauge(t->counters, UCMI_CACHE_SLOTS, l->nslots);
     c->blocks = calloc(l->nslots, sizeof *c->blocks);
-    if (!c->blocks)
+    c->torn = calloc(TORN_MAX, sizeof *c->torn);
+    if (!c->blocks || !c->torn)
         return -ENOMEM;
     if (!geo->dev->pin)
         return 0;
@@ -118,6 +119,7 @@ void ucmi_cache_free(struct cache *c)
                            c->pool->layout.size - c->pool->layout.data_at);
     ucmi_pool_close(c->pool);
     free(c->blocks);
+    free(c->torn);
     pthread_mutex_destroy(&c->lock);
     free(c);
 }

@@ -43,6 +43,7 @@ enum {
     FLIGHT_BYTES = 8 << 20,
     FLIGHTS_MAX = 32, /* on a stream: more would only wait there */
     COPY_MAX = 1024,  /* pieces handed to the device at once */
+    TORN_MAX = 1024,  /* blocks whose dump by layers is remembered as torn; a power of two */
     ASK_MAX = 256,    /* blocks that the tier below is asked for at once */
     ORPHANS_MAX = 8,  /* blocks that others left being written down at a time */
 };
@@ -168,6 +169,13 @@ struct block {
     int below_err;
     uint64_t touched_ns;
     uint64_t ready[SHARD_WORDS], busy[SHARD_WORDS];
+    uint64_t seen[SHARD_WORDS]; /* shards that dumps have brought here, or failed to */
+};
+struct torn { /* a block that ended when a dump by layers had brought these shards, and not the rest
+               */
+    ucm_key key;
+    uint64_t until_ns; /* 0: empty */
+    uint64_t seen[SHARD_WORDS];
 };
 
 struct child_slice {
@@ -253,6 +261,7 @@ struct cache {
 
     pthread_mutex_t lock;
     struct block **blocks; /* per slot, or NULL */
+    struct torn *torn;     /* TORN_MAX, by key; the oldest is forgotten */
     uint32_t nblocks;      /* how many there are */
     struct link making;    /* blocks that are not whole, the longest untouched first */
     struct link dirty;     /* blocks to be written down */
@@ -307,6 +316,7 @@ struct block *ucmi_block_new(struct cache *c, const struct ucm_slice *s, uint32_
                              uint64_t now_ns);
 bool ucmi_block_has(const uint64_t *bits, uint32_t from, uint32_t to); /* all of them */
 bool ucmi_block_any(const uint64_t *bits, uint32_t from, uint32_t to);
+void ucmi_block_set(uint64_t *bits, uint32_t from, uint32_t to);
 /* The first run of shards in [from, to) that are neither there nor on their way; false if none. */
 bool ucmi_block_gap(const struct block *b, uint32_t from, uint32_t to, uint32_t *gap_from,
                     uint32_t *gap_to);
@@ -330,6 +340,10 @@ void ucmi_load_copied(struct cache *c, struct part *p, int err, struct link *fin
 void ucmi_load_read(struct mover *m, struct event *e, struct link *fin);
 void ucmi_dump_place(struct mover *m, struct part *p, struct pass *pass);
 void ucmi_dump_copied(struct cache *c, struct part *p, int err, struct link *fin);
+/* A dump's part that has failed: what it was to bring will not come. */
+void ucmi_dump_lost(struct cache *c, struct part *p, struct link *fin);
+/* Nobody uses the block any more: what was brought, if not all was. */
+void ucmi_dump_torn(struct cache *c, const struct block *b);
 void ucmi_dump_join(struct cache *c, struct part *p, struct link *fin);
 void ucmi_dump_write(struct mover *m, struct pass *pass);
 /* There may be blocks that others left, and they may be written down now. */

@@ -41,6 +41,12 @@ bool ucmi_block_any(const uint64_t *bits, uint32_t from, uint32_t to)
     return false;
 }
 
+void ucmi_block_set(uint64_t *bits, uint32_t from, uint32_t to)
+{
+    for (uint32_t i = from / 64; i * 64 < to; i++)
+        bits[i] |= bits_of(i, from, to);
+}
+
 static bool missing(const struct block *b, uint32_t shard)
 {
     return !((b->ready[shard / 64] | b->busy[shard / 64]) >> shard % 64 & 1);
@@ -80,8 +86,7 @@ struct block *ucmi_block_new(struct cache *c, const struct ucm_slice *s, uint32_
     ucmi_pool_busy(c->pool, ++c->nblocks);
     if (whole) {
         b->nready = c->geo->nshards;
-        for (uint32_t i = 0; i < SHARD_WORDS; i++)
-            b->ready[i] = bits_of(i, 0, c->geo->nshards);
+        ucmi_block_set(b->ready, 0, c->geo->nshards);
     } else {
         list_add(&c->making, &b->link);
     }
@@ -90,8 +95,7 @@ struct block *ucmi_block_new(struct cache *c, const struct ucm_slice *s, uint32_
 
 void ucmi_block_begin(struct cache *c, struct block *b, uint32_t from, uint32_t to, uint64_t now_ns)
 {
-    for (uint32_t i = from / 64; i * 64 < to; i++)
-        b->busy[i] |= bits_of(i, from, to);
+    ucmi_block_set(b->busy, from, to);
     b->touched_ns = now_ns;
     list_del(&b->link);
     list_add(&c->making, &b->link);
@@ -162,6 +166,7 @@ void ucmi_block_written(struct cache *c, struct block *b, int err, struct link *
 /* Nobody uses the block: its slot is READY for all, or free again. */
 void ucmi_block_end(struct cache *c, struct block *b, int err, struct link *fin)
 {
+    ucmi_dump_torn(c, b);
     ucmi_block_written(c, b, err, fin);
     list_del(&b->link);
     c->blocks[b->slot] = NULL;

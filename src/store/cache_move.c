@@ -143,11 +143,14 @@ static struct event *take(struct mover *m, struct link *jobs, uint64_t wake_ns)
 
 void ucmi_part_over(struct part *p, int err, struct link *fin)
 {
+    bool lost = p->state < PART_RELEASED && p->job->m->out && err;
     if (p->state < PART_RELEASED)
         p->job->m->moving--;
     p->state = PART_OVER;
     p->err = err;
     list_add(fin, &p->link);
+    if (lost)
+        ucmi_dump_lost(p->job->m->c, p, fin);
 }
 
 void ucmi_part_wait(struct part *p, struct link *list, enum part_state state)

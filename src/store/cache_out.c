@@ -14,7 +14,10 @@
 
 #include <stdlib.h>
 
-enum { ORPHAN_LOOKS = 1024 }; /* slots looked at with the lock held once */
+enum {
+    ORPHAN_LOOKS = 1024, /* slots looked at with the lock held once */
+    TORN_WAYS = 16,      /* places for a key among the torn */
+};
 
 /* A block that is READY: the pin that comes with it is the struct block's from now on. */
 static struct block *adopt(struct cache *c, const struct ucm_slice *s, uint32_t slot,
@@ -30,16 +33,123 @@ static struct block *adopt(struct cache *c, const struct ucm_slice *s, uint32_t 
     return b;
 }
 
+/* ---- dumps by layers ----
+ *
+ * The slices of a block may come one by one, and its block may go between two of them: it was READY
+ * already when the first came and was evicted for another, or a slice failed.  Those that come then
+ * would claim a slot and wait for shards that nobody brings again.  So it is remembered for a while
+ * which shards had come, and the rest ends at once, until a shard comes that had come before: that
+ * is another dump.
+ */
+
+/* Where the key is; if it is not there, the place of the one that is forgotten for it. */
+static struct torn *torn_at(struct cache *c, const ucm_key *key)
+{
+    struct torn *set = &c->torn[ucmi_hash64(key->b, sizeof key->b, 0) % TORN_MAX & -TORN_WAYS];
+    struct torn *oldest = set;
+    for (unsigned i = 0; i < TORN_WAYS; i++) {
+        if (ucmi_key_eq(&set[i].key, key))
+            return &set[i];
+        if (set[i].until_ns < oldest->until_ns)
+            oldest = &set[i];
+    }
+    return oldest;
+}
+
+static void remember(struct cache *c, const ucm_key *key, const uint64_t *seen)
+{
+    struct torn *t = torn_at(c, key);
+    t->key = *key;
+    t->until_ns = ucmi_now_ns() + c->timeout_ns;
+    memcpy(t->seen, seen, sizeof t->seen);
+}
+
+void ucmi_dump_torn(struct cache *c, const struct block *b)
+{
+    uint32_t n = c->geo->nshards;
+    if (ucmi_block_any(b->seen, 0, n) && !ucmi_block_has(b->seen, 0, n))
+        remember(c, &b->key, b->seen);
+}
+
+static struct torn *find_torn(struct cache *c, const struct ucm_slice *s, uint64_t now_ns)
+{
+    struct torn *t = torn_at(c, &s->key);
+    if (!ucmi_key_eq(&t->key, &s->key) || t->until_ns <= now_ns)
+        return NULL;
+    if (!ucmi_block_any(t->seen, s->shard, s->shard + s->nshards))
+        return t;
+    t->until_ns = 0;
+    return NULL;
+}
+
+/* Another slice of a torn dump. */
+static void add_torn(struct cache *c, struct torn *t, const struct ucm_slice *s)
+{
+    ucmi_block_set(t->seen, s->shard, s->shard + s->nshards);
+    if (ucmi_block_has(t->seen, 0, c->geo->nshards))
+        t->until_ns = 0;
+}
+
+/* The block goes on where the former one ended; false: it lacks what was brought then. */
+static bool mend(struct block *b, struct torn *t)
+{
+    for (uint32_t i = 0; i < SHARD_WORDS; i++)
+        if (t->seen[i] & ~b->ready[i])
+            return false;
+    for (uint32_t i = 0; i < SHARD_WORDS; i++)
+        b->seen[i] |= t->seen[i];
+    t->until_ns = 0;
+    return true;
+}
+
+void ucmi_dump_lost(struct cache *c, struct part *p, struct link *fin)
+{
+    const struct ucm_slice *s = part_slice(p);
+    struct ucmi_pool_want want = {.key = s->key, .rank = c->geo->rank};
+    uint64_t seen[SHARD_WORDS] = {0};
+    uint32_t slot;
+    if (s->nshards == c->geo->nshards)
+        return;
+    switch (ucmi_pool_get(c->pool, &want, UCMI_POOL_LOOK, &slot)) {
+    case UCMI_POOL_READY: /* it is there without us */
+        ucmi_pool_unpin(c->pool, slot);
+        ucmi_cache_freed(c, slot);
+        return;
+    case UCMI_POOL_MINE:
+        ucmi_block_set(c->blocks[slot]->seen, s->shard, s->shard + s->nshards);
+        c->blocks[slot]->failed = true;
+        c->blocks[slot]->users++; /* so that it ends if nobody else uses it */
+        ucmi_block_unref(c, c->blocks[slot], fin);
+        return;
+    default: break;
+    }
+    struct torn *t = find_torn(c, s, ucmi_now_ns());
+    ucmi_block_set(seen, s->shard, s->shard + s->nshards);
+    if (t)
+        add_torn(c, t, s);
+    else
+        remember(c, &s->key, seen);
+}
+
 /* Gives the part its block; false if it has to wait or has failed. */
 static bool find_block(struct mover *m, struct part *p, struct pass *pass)
 {
     struct cache *c = m->c;
     const struct ucm_slice *s = part_slice(p);
     uint32_t slot;
-    enum ucmi_pool_got got = ucmi_part_get(m, p, pass, UCMI_POOL_EVICT, &slot);
+    struct torn *t = find_torn(c, s, pass->now_ns);
+    enum ucmi_pool_got got = ucmi_part_get(m, p, pass, t ? UCMI_POOL_LOOK : UCMI_POOL_EVICT, &slot);
 
+    if (t && ((got == UCMI_POOL_MINE && !mend(c->blocks[slot], t)) || got == UCMI_POOL_FULL)) {
+        ucmi_part_over(p, -ENOSPC, &pass->fin);
+        return false;
+    }
     switch (got) {
-    case UCMI_POOL_READY: p->block = adopt(c, s, slot, pass->now_ns); break;
+    case UCMI_POOL_READY:
+        p->block = adopt(c, s, slot, pass->now_ns);
+        if (t && p->block)
+            mend(p->block, t);
+        break;
     case UCMI_POOL_CLAIMED:
         p->block = ucmi_block_new(c, s, slot, false, pass->now_ns);
         if (!p->block) {
@@ -83,6 +193,7 @@ void ucmi_dump_place(struct mover *m, struct part *p, struct pass *pass)
         ucmi_part_wait(p, &b->waiters, PART_SHARDS);
     } else {
         m->moving--;
+        ucmi_block_set(b->seen, s->shard, end);
         p->state = PART_RELEASED;
         list_add(&pass->fin, &p->link);
     }

@@ -18,7 +18,9 @@ static const struct shape hasty = {
 /* All slots can be used: none was lost, none is held. */
 static void check_slots(struct stack *s, uint64_t first)
 {
+    pthread_mutex_lock(&s->below.lock); /* something may still be on its way down */
     s->below.hold = false;
+    pthread_mutex_unlock(&s->below.lock);
     assert_int_equal(run_move(s, true, first, 3 * SLOTS), 0);
     for (uint64_t i = 0; i < 3 * SLOTS; i++)
         assert_true(below_has(&s->below, (ucm_key[]){key_of(first + i)}));
@@ -481,6 +483,92 @@ static void pieces_of_any_size_are_copied(void **state)
     stack_close(&s);
 }
 
+/* ---- dumps by layers that cannot become whole ---- */
+
+/* The block is there for the first slice and evicted before the second: what is left of the dump
+ * ends at once, evicts nothing, and the next dump of the block is as good as any. */
+static void a_dump_that_straddles_an_eviction_ends(void **state)
+{
+    struct stack s;
+    struct shape one = patient;
+    struct move m[4];
+    one.nslots = 1;
+    stack_open(&s, *state, &one, NULL);
+    assert_int_equal(run_move(&s, true, 0, 1), 0);
+    assert_int_equal(run_shards(&s, true, 0, 1, 0, 1), 0);
+    assert_int_equal(run_shards(&s, true, 0, 1, 2, 1), 0); /* still the same block */
+    assert_int_equal(run_move(&s, true, 1, 1), 0);
+    assert_int_equal(run_shards(&s, true, 0, 1, 3, 1), -ENOSPC);
+    assert_int_equal(count_ready(&s, 1, 1), 1);
+    for (unsigned i = 0; i < 2;
+         i++) { /* one that begins before the former has ended, and one after */
+        for (unsigned k = 0; k < 4; k++) {
+            move_new(&m[k], &s, true, 0, 1, k, 1, 0);
+            assert_int_equal(move_submit(&m[k]), 0);
+        }
+        for (unsigned k = 0; k < 4; k++) {
+            assert_int_equal(move_wait(&m[k], UCM_STORED), 0);
+            move_free(&m[k]);
+        }
+        assert_int_equal(run_move(&s, true, 2, 1), 0);
+    }
+    stack_close(&s);
+}
+
+/* A slice fails after others were RELEASED: those end at once, and another process that waits for
+ * the block takes over. */
+static void a_dump_that_lost_a_slice_ends(void **state)
+{
+    for (int how = 0; how < 2; how++) {
+        struct stack a, b;
+        struct move first, second, other;
+        stack_open(&a, *state, &patient, NULL);
+        stack_open(&b, *state, &patient, NULL);
+        const struct ucm_dev_ops *host = a.geo.dev;
+        struct ucm_dev_ops deaf = *host;
+        deaf.then = deaf_then;
+        move_new(&first, &a, true, 0, 1, 0, 2, 0);
+        move_new(&second, &a, true, 0, 1, 2, 1, 0);
+        move_new(&other, &b, true, 0, 1, 0, 4, 0);
+        assert_int_equal(move_submit(&first), 0);
+        assert_int_equal(move_wait(&first, UCM_RELEASED), 0);
+        assert_int_equal(move_submit(&other), 0);
+        if (how == 0)
+            a.geo.dev = &deaf;
+        else
+            second.x.cancel = 1;
+        assert_int_equal(move_submit(&second), 0);
+        assert_int_equal(move_wait(&second, UCM_RELEASED), how ? -ECANCELED : -EIO);
+        assert_int_equal(move_wait(&first, UCM_STORED), -EIO);
+        a.geo.dev = host;
+        assert_int_equal(move_wait(&other, UCM_STORED), 0);
+        assert_int_equal(run_shards(&a, true, 0, 1, 3, 1), 0); /* the other's */
+        move_free(&first);
+        move_free(&second);
+        move_free(&other);
+        stack_close(&a);
+        stack_close(&b);
+    }
+}
+
+/* The rest of a dump of which one slice failed claims nothing either. */
+static void a_dump_that_never_began_well_ends(void **state)
+{
+    struct stack s;
+    struct move m;
+    stack_open(&s, *state, &patient, NULL);
+    move_new(&m, &s, true, 0, 1, 0, 1, 0);
+    m.x.cancel = 1;
+    assert_int_equal(move_submit(&m), 0);
+    assert_int_equal(move_wait(&m, UCM_STORED), -ECANCELED);
+    assert_int_equal(run_shards(&s, true, 0, 1, 1, 2), -ENOSPC);
+    assert_int_equal(run_shards(&s, true, 0, 1, 3, 1), -ENOSPC);
+    assert_int_equal(run_move(&s, true, 0, 1), 0);
+    move_free(&m);
+    check_slots(&s, 100);
+    stack_close(&s);
+}
+
 /* ---- bounds ---- */
 
 static void queues_are_bounded(void **state)
@@ -635,6 +723,9 @@ int main(void)
         TEST(failed_copies_fail_their_slices),
         TEST(a_stream_that_fails_is_replaced),
         TEST(pieces_of_any_size_are_copied),
+        TEST(a_dump_that_straddles_an_eviction_ends),
+        TEST(a_dump_that_lost_a_slice_ends),
+        TEST(a_dump_that_never_began_well_ends),
         TEST(queues_are_bounded),
         TEST(close_finishes_the_dumps),
         TEST(close_ends_the_rest),

@@ -120,13 +120,14 @@ static void ask(struct model *m, struct worker *w)
 
 /* ---- answers ---- */
 
-/* A dump by layers whose block was there for the first of them and evicted for the rest waits for
- * what does not come; through a pool the others who want that block wait with it.  All that is
- * asked then is that they end. */
-static bool may_be_late(const struct model *m, const struct worker *w, unsigned i)
+/* A dump by layers whose block was there for the first of them and evicted for the rest cannot
+ * become whole.  Without a pool it waits for what does not come, and all that is asked is that it
+ * ends; a pool says at once that there was no room. */
+static bool is_torn(const struct model *m, const struct worker *w, unsigned i, bool cache)
 {
-    bool cache = strstr(m->pipeline, "Cache");
-    return w->shared[i] && (cache || (w->verb == LAYERS && m->capacity_mb));
+    if (w->verb != LAYERS || !strstr(m->pipeline, "Cache") != !cache)
+        return false;
+    return cache || (w->shared[i] && m->capacity_mb);
 }
 
 static void judge_letters(struct model *m, struct worker *w, const char *reply)
@@ -146,13 +147,13 @@ static void judge_letters(struct model *m, struct worker *w, const char *reply)
             dump ? m->dumped++ : m->hits++;
             break;
         case 't':
-            if (!may_be_late(m, w, i))
+            if (!is_torn(m, w, i, false))
                 wrong(m, w, reply, "not done in time");
             m->late++;
             break;
         case 'a': /* a full queue is no failure, nor is a dump that finds no room */
         case 'f':
-            if (reply[i] == 'f' && (!dump || !m->capacity_mb))
+            if (reply[i] == 'f' && (!dump || !m->capacity_mb) && !is_torn(m, w, i, true))
                 wrong(m, w, reply, "no room where there is no bound");
             m->refused++;
             break;
