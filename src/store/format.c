@@ -66,6 +66,9 @@ int ucmi_journal_header_check(const struct ucmi_journal_header *h)
         h->shard_size == 0 || h->block_size / h->nshards != h->shard_size ||
         h->block_size % h->nshards != 0 || h->slot_size != ucmi_slot_size(h->block_size))
         return -EBADMSG;
+    for (size_t i = 0; i < sizeof h->zero; i++)
+        if (h->zero[i])
+            return -EBADMSG;
     if (memchr(h->host, 0, sizeof h->host) == NULL || memchr(h->boot, 0, sizeof h->boot) == NULL)
         return -EBADMSG;
     return 0;

@@ -15,7 +15,7 @@
 #include "base/base.h"
 #include "store/store.h"
 
-enum { UCMI_FORMAT = 1 };
+enum { UCMI_FORMAT = 2 };
 #define UCMI_SLOT_MAGIC    0x31544f4c534d4355u /* "UCMSLOT1" */
 #define UCMI_JOURNAL_MAGIC 0x314e524a534d4355u /* "UCMSJRN1" */
 
@@ -74,8 +74,10 @@ struct ucmi_journal_header {
     uint64_t summary; /* that many records repeat what came before: their reader knew it all */
     uint64_t pid;
     char host[64], boot[64]; /* NUL-terminated */
+    /* Of all before it.  All that counts lies in one sector: the header is written in place, and
+     * what a power cut or a failed write leaves is the old one or the new one. */
+    uint64_t sum;
     uint8_t zero[3848];
-    uint64_t sum; /* of all before it */
 };
 _Static_assert(sizeof(struct ucmi_journal_header) == UCMI_PAGE, "a journal header is one page");
 

@@ -54,11 +54,7 @@ static void write_part(struct image *f, const struct crash_op *op, uint64_t from
 /* None, all, a first part, or any of its sectors or pages. */
 static void write_any(struct image *f, const struct crash_op *op, uint64_t *seed)
 {
-    /* A journal's header should tear like all else: taking a lane writes it in place, and its sum
-     * lies in its last sector, so that a torn one reads as damaged and costs the lane's blocks
-     * (format.h).  Excluded until that is mended. */
-    bool header = op->off == 0 && op->len == PAGE;
-    uint64_t grain = ts_below(seed, 2) && !header ? SECTOR : PAGE;
+    uint64_t grain = ts_below(seed, 2) ? SECTOR : PAGE;
     uint64_t parts = (op->len + grain - 1) / grain;
     switch (ts_below(seed, 4)) {
     case 0: return;
