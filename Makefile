@@ -9,7 +9,7 @@ MESON := $(VENV)/bin/meson
 TESTS := $(MESON) test --print-errorlogs --no-rebuild
 
 .DEFAULT_GOAL := build
-.PHONY: build demo test check test-c test-python test-e2e asan tsan fuzz model stress coverage bench docs fmt wheel clean help
+.PHONY: build demo test check test-c test-python test-e2e asan tsan fuzz model stress soak coverage bench docs fmt wheel clean help
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -77,9 +77,12 @@ fuzz: build-fuzz/build.ninja ## each fuzz target for FUZZ_SECONDS (30)
 MODEL_SECONDS ?= 600
 model: build ## random work by several processes against a dictionary, MODEL_SECONDS (600)
 	$(BUILD)/tests/store/model --seconds $(MODEL_SECONDS)
-STRESS_SECONDS ?= 300
-stress: build ## the tests of whole stacks, STRESS_SECONDS (300) for each random one of them
-	UCM_TEST_SECONDS=$(STRESS_SECONDS) UCM_TEST_ROUNDS=20000 $(TESTS) -C $(BUILD) --suite store -t 20
+STRESS_SECONDS ?= 600
+stress: build ## failing storage, failing memory and crashes over all engines and tiers, STRESS_SECONDS (600); ends with JSON
+	UC_LOGGER_LEVEL=$(or $(UC_LOGGER_LEVEL),error) $(BUILD)/tests/fault/stress --seconds $(STRESS_SECONDS)
+SOAK_SECONDS ?= 300
+soak: build ## the tests of whole stacks, SOAK_SECONDS (300) for each random one of them
+	UCM_TEST_SECONDS=$(SOAK_SECONDS) UCM_TEST_ROUNDS=20000 $(TESTS) -C $(BUILD) --suite store -t 20
 coverage: build-coverage/build.ninja ## line coverage of src/store and src/base by the C tests
 	ninja -C build-coverage && $(TESTS) -C build-coverage
 	gcovr -r . build-coverage --filter 'src/(store|base)/' --print-summary --fail-under-line 85

@@ -300,6 +300,7 @@ struct ucm_slice { /* a run of shards of one block, on its way up or down */
         const struct iovec *iov;
         const uint32_t *blocks;
     } at;
+    void *priv; /* the receiving tier's, from submit to the last done */
 };
 /* A batch of slices.  The sender owns it and keeps it until the last done().  A tier that has taken
  * it calls done() for each slice: of a load once, with UCM_RELEASED; of a dump twice, first with
@@ -315,6 +316,7 @@ struct ucm_xfer {
     const ucm_map *map;   /* of the slices with niov == 0 */
     void *after;          /* device event to wait for before the memory is touched */
     void (*done)(struct ucm_xfer *x, struct ucm_slice *s, enum ucm_stage stage, int err);
+    void *arg;            /* the sender's */
 };
 /* The pieces of memory of a slice in order; returns how many there are, and writes at most max. */
 UCM_API size_t ucm_slice_pieces(const struct ucm_xfer *x, const struct ucm_slice *s,

@@ -131,6 +131,23 @@ static inline void ucmi_gauge(struct ucm_counters *c, enum ucmi_counter id, int6
 }
 void ucmi_counters_visit(const struct ucm_counters *c, ucm_metric_fn *fn, void *arg);
 
+/* ---- queues: bounded, many pushers, one popper that sleeps when there is nothing ---- */
+
+struct ucmi_queue {
+    pthread_mutex_t lock;
+    pthread_cond_t more;
+    void **ring;
+    size_t cap, head, count;
+    bool kicked, sleeping;
+};
+int ucmi_queue_init(struct ucmi_queue *q, size_t cap);
+void ucmi_queue_destroy(struct ucmi_queue *q);
+int ucmi_queue_push(struct ucmi_queue *q, void *item); /* 0, or -EAGAIN when full */
+/* Takes up to max items.  With none there it waits for a push, a kick or the deadline
+ * (CLOCK_MONOTONIC ns; 0: does not wait, UINT64_MAX: no deadline) and may return 0. */
+size_t ucmi_queue_pop(struct ucmi_queue *q, void **items, size_t max, uint64_t deadline_ns);
+void ucmi_queue_kick(struct ucmi_queue *q); /* ends a pop now or the next one */
+
 /* ---- threads ---- */
 
 /* Starts a joinable thread with all signals blocked; name is cut to 15 characters. */

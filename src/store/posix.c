@@ -125,7 +125,9 @@ static int init_moves(struct ucmi_posix *p)
 static int init_shared(struct ucmi_posix *p)
 {
     pthread_rwlockattr_t attr;
-    int err = ucmi_index_init(&p->index);
+    int err = ucmi_queue_init(&p->queue, (size_t)p->o->queue_depth);
+    if (!err)
+        err = ucmi_index_init(&p->index);
     if (err < 0)
         return err;
     pthread_rwlockattr_init(&attr);
@@ -159,6 +161,8 @@ static void tear_down(struct ucmi_posix *p)
         pthread_rwlock_destroy(&p->lock);
     }
     ucmi_index_destroy(&p->index);
+    if (p->queue.ring)
+        ucmi_queue_destroy(&p->queue);
 }
 
 static int open_engine(struct ucmi_posix *p)
@@ -397,7 +401,7 @@ void ucmi_posix_claim(struct ucmi_posix *p, const struct ucm_xfer *x, uint8_t no
     pthread_rwlock_unlock(&p->lock);
 }
 
-/* The pump empties the inbox into lists of its own: the bound is on both together. */
+/* The pump empties the queue into lists of its own: the bound is on both together. */
 int ucmi_job_new(struct ucmi_posix *p, struct ucm_xfer *x, uint32_t n, struct ucmi_job **job_p)
 {
     if (atomic_load_explicit(&p->closing, memory_order_relaxed))
@@ -439,5 +443,7 @@ void ucmi_job_add(struct ucmi_job *job, struct ucm_slice *s)
 
 void ucmi_job_submit(struct ucmi_job *job)
 {
-    ucmi_pump_post(job->p, job);
+    struct ucmi_posix *p = job->p;
+    ucmi_queue_push(&p->queue, job); /* has room for all that may wait */
+    ucmi_pump_wake(p);
 }

@@ -13,7 +13,7 @@
  * room.c        slots for new blocks: growing, evicting, reclaiming
  * bound.c       what the directory holds, and that it stays within the capacity
  *
- * Threads: callers (any) and the pump (one).  Callers touch the inbox, the index under `lock`, and
+ * Threads: callers (any) and the pump (one).  Callers touch the queue, the index under `lock`, and
  * what is guarded by `news_lock` or atomic; all else is the pump's (and, before it starts and after
  * it ends, the opening and closing thread's).  The pump alone changes the index, so it reads it
  * without the lock. Both locks are leaves.
@@ -45,12 +45,11 @@ STAILQ_HEAD(ucmi_part_list, ucmi_part);
 
 struct ucmi_job { /* an xfer here */
     STAILQ_ENTRY(ucmi_job) next;
-    struct ucmi_job *posted_next; /* in the inbox */
+    struct ucmi_job *ready_next; /* of those whose device event has come */
     struct ucmi_posix *p;
     struct ucm_xfer *x; /* gone with the last done() */
     uint64_t id, deadline_ns, start_ns, bytes;
-    int event_err; /* of the device event */
-    bool awaited;  /* it has been, or is being, waited for */
+    int event_err; /* of the device, from `ready` to the pump */
     uint32_t n, started;
     uint32_t left; /* calls of done() to come */
     bool dump;
@@ -149,8 +148,9 @@ struct ucmi_posix {
     _Atomic uint64_t weight;        /* bytes of its file system */
     _Atomic uint64_t rest_until_ns; /* dumps go elsewhere: it has failed them */
     _Atomic int64_t gauges[2];      /* what it has added to the tier's: blocks, bytes */
+    struct ucmi_queue queue;
     _Atomic bool asleep, closing;
-    _Atomic(struct ucmi_job *) inbox; /* submitted, or their event has come */
+    _Atomic(struct ucmi_job *) ready; /* their event has come */
     _Atomic int64_t waiting;          /* jobs of which something has not started */
     _Atomic bool stalled;             /* said in the log */
     _Atomic uint64_t
@@ -176,7 +176,7 @@ struct ucmi_posix {
     uint64_t stop_ns; /* then it is left alone */
     int root_fd;      /* <backend>/ucm */
     void *stream;
-    unsigned events; /* jobs that wait for one of the device, or are in the inbox since */
+    unsigned events; /* jobs that wait for one of the device, or have not been taken since */
     struct ucmi_lane *lanes[UCMI_MAX_LANES + 1];
     unsigned nlanes; /* ids in use: 1 .. nlanes */
     struct ucmi_lane *own[64];
@@ -251,7 +251,6 @@ void ucmi_pump_stop(struct ucmi_posix *p);
  * that comes back, if ever, and then calls ucmi_posix_free. */
 bool ucmi_pump_join(struct ucmi_posix *p);
 void ucmi_pump_wake(struct ucmi_posix *p);
-void ucmi_pump_post(struct ucmi_posix *p, struct ucmi_job *job); /* any thread */
 void ucmi_pump_send(struct ucmi_posix *p, struct ucmi_sent *s);
 /* Writes and waits; other completions are kept for later.  0 or -errno. */
 int ucmi_pump_write(struct ucmi_posix *p, int fd, const void *buf, size_t len, off_t off);

@@ -5,7 +5,7 @@
  * between.
  *
  * It sleeps in the engine's reap, without a time limit when nothing waits, so an idle tier never
- * wakes up.  `asleep` is set before the inbox is looked at for the last time: who posts later sees
+ * wakes up.  `asleep` is set before the queue is looked at for the last time: who pushes later sees
  * it and wakes the engine, and a wake is remembered until the next reap.
  *
  * Loads go first; when both wait, a quarter of the I/O is the dumps', so neither starves.
@@ -76,20 +76,16 @@ static void fail_list(struct ucmi_job_list *list, uint64_t before_ns, int err)
     }
 }
 
-void ucmi_pump_post(struct ucmi_posix *p, struct ucmi_job *job)
-{
-    job->posted_next = atomic_load_explicit(&p->inbox, memory_order_relaxed);
-    while (!atomic_compare_exchange_weak(&p->inbox, &job->posted_next, job))
-        ;
-    ucmi_pump_wake(p);
-}
-
-/* The pump frees its stream before it ends, and that waits for us. */
 static void event_came(void *arg, int err)
 {
     struct ucmi_job *job = arg;
+    struct ucmi_posix *p = job->p;
+
     job->event_err = err;
-    ucmi_pump_post(job->p, job);
+    job->ready_next = atomic_load(&p->ready);
+    while (!atomic_compare_exchange_weak(&p->ready, &job->ready_next, job))
+        ;
+    ucmi_pump_wake(p); /* the pump frees its stream before it ends, and that waits for us */
 }
 
 static void queue_job(struct ucmi_posix *p, struct ucmi_job *job)
@@ -110,43 +106,44 @@ static void await_event(struct ucmi_posix *p, struct ucmi_job *job)
         err = dev->stream_new(state, &p->stream);
     if (!err)
         err = dev->after(state, p->stream, job->x->after);
-    job->awaited = !err;
-    if (!err)
-        err = dev->then(state, p->stream, event_came, job);
-    if (err < 0)
+    if (err < 0) {
         fail_rest(job, err);
-    else
-        p->events++;
-}
-
-static void take_job(struct ucmi_posix *p, struct ucmi_job *job)
-{
-    if (ucmi_log_on(UCM_DEBUG) && !job->awaited)
-        ucmi_log(UCM_DEBUG, NULL, "Posix task(%" PRIu64 ",%s,%" PRIu32 ",%" PRIu64 ") dispatching.",
-                 job->id, direction(job), job->n, job->bytes);
-    if (job->x->after && !job->awaited) {
-        await_event(p, job);
         return;
     }
-    p->events -= job->awaited;
-    if (job->event_err)
-        fail_rest(job, job->event_err); /* nothing of it can start */
-    else
-        queue_job(p, job);
+    p->events++;
+    err = dev->then(state, p->stream, event_came, job);
+    if (err < 0) {
+        p->events--;
+        fail_rest(job, err);
+    }
 }
 
-/* The inbox has the last first. */
 static void take_jobs(struct ucmi_posix *p)
 {
-    struct ucmi_job *last = atomic_exchange(&p->inbox, NULL), *first = NULL, *next;
-    for (; last; last = next) {
-        next = last->posted_next;
-        last->posted_next = first;
-        first = last;
-    }
-    for (; first; first = next) {
-        next = first->posted_next;
-        take_job(p, first);
+    void *v[BATCH];
+    size_t n;
+
+    while ((n = ucmi_queue_pop(&p->queue, v, BATCH, 0)) > 0)
+        for (size_t i = 0; i < n; i++) {
+            struct ucmi_job *job = v[i];
+            if (ucmi_log_on(UCM_DEBUG))
+                ucmi_log(UCM_DEBUG, NULL,
+                         "Posix task(%" PRIu64 ",%s,%" PRIu32 ",%" PRIu64 ") dispatching.", job->id,
+                         direction(job), job->n, job->bytes);
+            if (job->x->after)
+                await_event(p, job);
+            else
+                queue_job(p, job);
+        }
+    struct ucmi_job *ready = atomic_exchange(&p->ready, NULL);
+    while (ready) {
+        struct ucmi_job *next = ready->ready_next;
+        p->events--;
+        if (ready->event_err)
+            fail_rest(ready, ready->event_err); /* nothing of it can start */
+        else
+            queue_job(p, ready);
+        ready = next;
     }
 }
 

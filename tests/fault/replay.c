@@ -55,11 +55,11 @@ static void write_part(struct image *f, const struct crash_op *op, uint64_t from
 static void write_any(struct image *f, const struct crash_op *op, uint64_t *seed)
 {
     uint64_t grain = ts_below(seed, 2) ? SECTOR : PAGE;
-    uint64_t parts = (op->len + grain - 1) / grain;
+    uint64_t parts = (op->len + grain - 1) / grain, first = ts_below(seed, parts + 1) * grain;
     switch (ts_below(seed, 4)) {
     case 0: return;
     case 1: write_part(f, op, 0, op->len); return;
-    case 2: write_part(f, op, 0, MIN(ts_below(seed, parts + 1) * grain, op->len)); return;
+    case 2: write_part(f, op, 0, MIN(first, op->len)); return;
     default:
         for (uint64_t i = 0; i < parts; i++)
             if (ts_below(seed, 2))

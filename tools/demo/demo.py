@@ -38,7 +38,6 @@ STORE_LIMIT = 1.03  # storing may add this factor to the time to first token
 QUIET = 0.05  # of the processors' time: what others may take while storing is judged
 JUDGED_PAIRS = 3  # fewer do not show a broken promise
 HIT_FACTOR = 20  # a hit must be this many times sooner
-MORE_RESTARTS = 2  # to find that out on a busy machine
 JUDGED_TOKENS = 6000  # shorter prompts are computed too soon for these two to mean much
 WARM_UP_TOKENS = 700
 HIT_LINE = re.compile(r"total_blocks_num: (\d+), hit hbm: (\d+), hit external: (\d+)")
@@ -112,15 +111,6 @@ def best(runs: list[Run]) -> float:
     return min(r.ttft_s for r in runs)
 
 
-def identical(plain: list[Run], runs: list[Run]) -> bool:
-    """Runs follow the prompts of the plain ones, perhaps several times over."""
-    return all(r.tokens == plain[i % len(plain)].tokens for i, r in enumerate(runs))
-
-
-def soon_enough(result: Results) -> bool:
-    return best(result.hit) * HIT_FACTOR <= best(result.plain)
-
-
 def first_and_second(args, start_life) -> tuple[list[list[int]], list[Results]]:
     """The plain engine and the storing one, by turns.  The first prompt length is repeated until it is clear
     what storing costs; the others are asked once."""
@@ -157,15 +147,6 @@ def third(args, start_life, prompts: list[list[int]], results: list[Results]) ->
                 if name == "hit":
                     say(f"prompt of {len(prompt)} tokens: first token after {run.ttft_s:.3f} s, "
                         f"{run.dram + run.disk} tokens from ucm")
-    # A hit is over in the time that other work may take from it: more restarts, while it seems too slow.
-    for i in range(MORE_RESTARTS):
-        if args.prompt_tokens[0] < JUDGED_TOKENS or soon_enough(results[0]):
-            return
-        with start_life(f"restarted-{i + 2}", True) as life:
-            for prompt, result in zip(prompts, owners):
-                if result is results[0]:
-                    result.hit.append(ask(life, prompt, args.new_tokens))
-                    say(f"restarted once more: first token after {result.hit[-1].ttft_s:.3f} s")
 
 
 def table(args, results: list[Results], block_tokens: int, block_bytes: int) -> None:
@@ -174,7 +155,7 @@ def table(args, results: list[Results], block_tokens: int, block_bytes: int) -> 
     for length, result in zip(args.prompt_tokens, results):
         for label, runs in (("plain vLLM", result.plain), ("with ucm, storing", result.storing),
                             ("with ucm, restarted", result.hit), ("with ucm, asked again", result.again)):
-            same = identical(result.plain, runs)
+            same = all(a.tokens == b.tokens for a, b in zip(result.plain, runs))
             r = min(runs, key=lambda run: run.ttft_s)
             loaded = -(-(r.dram + r.disk) // block_tokens) * block_bytes / 2**20
             print(f"{length:>7}  {label:<26}{r.ttft_s:>10.3f} s{r.dram:>11}{r.disk:>11}{loaded:>12.1f}  "
@@ -260,7 +241,8 @@ def run_with(zygote: Zygote, args, work: Path) -> int:
         "hit_ttft_s": round(best(results[0].hit), 4),
         "blocks_total": sum(total for total, _, _ in lines),
         "blocks_hit": sum(hit for _, _, hit in lines),
-        "identical": all(identical(r.plain, runs) for r in results for runs in (r.storing, r.hit, r.again)),
+        "identical": all(a.tokens == b.tokens for r in results for runs in (r.storing, r.hit, r.again)
+                         for a, b in zip(r.plain, runs)),
         "hit_again_ttft_s": round(best(results[0].again), 4),
         "bytes_stored": sum(f.stat().st_blocks * 512 for f in store.rglob("*") if f.is_file()),
         "rounds": len(results[0].plain),
