@@ -45,6 +45,7 @@
  *            long as it takes to read what other processes have just published (lookup_timeout_ms
  *            at most).  Everything else returns at once; a full queue is -EAGAIN.
  */
+/* clang-format off: columns are set by hand */
 #ifndef UCM_H
 #define UCM_H
 

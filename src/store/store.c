@@ -139,10 +139,11 @@ static int spell_pipeline(ucm_store *s, ucm_conf *conf)
     }
     const struct ucm_tier_ops *last = s->tiers[s->ntiers - 1].ops;
     if (last->needs_next)
-        return ucmi_conf_fail(conf, -EINVAL,
-                              "store_pipeline: \"%s\" ends with %s, which needs a tier below; "
-                              "\"%s|Empty\" keeps blocks in memory only",
-                              text, last->p.name, text);
+        return ucmi_conf_fail(
+            conf, -EINVAL,
+            "store_pipeline: \"%s\" ends with %s, which needs a tier below: "
+            "\"%s|Posix\" keeps blocks in a directory, \"%s|Empty\" in memory only",
+            text, last->p.name, last->p.name, last->p.name);
     if (s->tiers[0].ops->needs_host && !s->geo.dev->host_access)
         return ucmi_conf_fail(
             conf, -EINVAL,
