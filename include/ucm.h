@@ -45,7 +45,8 @@
  *            long as it takes to read what other processes have just published (lookup_timeout_ms
  *            at most).  Everything else returns at once; a full queue is -EAGAIN.
  */
-/* clang-format off: columns are set by hand */
+/* Columns are set by hand. */
+/* clang-format off */
 #ifndef UCM_H
 #define UCM_H
 

@@ -5,7 +5,8 @@
  * Knows ucm.h and libc, nothing of I/O, devices or the store.  Names that cross files begin with
  * ucmi_; file-local names have no prefix.
  */
-/* clang-format off: columns are set by hand */
+/* Columns are set by hand. */
+/* clang-format off */
 #ifndef UCMI_BASE_H
 #define UCMI_BASE_H
 
