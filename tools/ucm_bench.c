@@ -60,7 +60,7 @@ void bench_empty_scratch(const struct bench *b)
 
 static int drop_one(const char *path, const struct stat *st, int kind, struct FTW *at)
 {
-    int fd = kind == FTW_F ? open(path, O_RDONLY | O_CLOEXEC) : -1;
+    int fd = kind == FTW_F ? open(path, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC) : -1;
 
     if (fd >= 0) {
         fdatasync(fd);

@@ -106,8 +106,11 @@ static int check_backend(const char *dir)
         return cannot("%s: not a directory; give the one that storage_backends names", dir);
     if (snprintf(path, sizeof path, "%s/ucm", dir) >= (int)sizeof path)
         return cannot("%s: name too long", dir);
-    if (stat(path, &st) < 0 && errno == ENOENT)
+    int err = lstat(path, &st) < 0 ? errno : 0;
+    if (err == ENOENT)
         return cannot("%s: not a storage backend of ucm: there is no %s in it", dir, path);
+    if (!err && !S_ISDIR(st.st_mode))
+        return cannot("%s: not a directory; links below a backend are not followed", path);
     return TOOL_GOOD;
 }
 

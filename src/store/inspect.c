@@ -40,6 +40,24 @@ struct inspection {
     struct table table;
 };
 
+/* Below the backend anybody may have put anything: links are not followed, FIFOs and devices not
+ * waited for.  -ELOOP: no regular file. */
+static int open_below(int dir, const char *name)
+{
+    struct stat st;
+    int fd = openat(dir, name, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY | O_CLOEXEC);
+    int err = fd < 0 || fstat(fd, &st) < 0 ? -errno : S_ISREG(st.st_mode) ? 0 : -ELOOP;
+    if (err && fd >= 0)
+        close(fd);
+    return err ? err : fd;
+}
+
+static int open_dir(int at, const char *name)
+{
+    int fd = openat(at, name, O_RDONLY | O_NOFOLLOW | O_DIRECTORY | O_CLOEXEC);
+    return fd < 0 ? -errno : fd;
+}
+
 /* ---- a journal ---- */
 
 static struct live *segment_of(struct table *t, uint32_t segment)
@@ -90,9 +108,9 @@ static void table_free(struct table *t)
 
 static int read_journal(struct inspection *in, struct table *t)
 {
-    int fd = openat(in->dir, "journal", O_RDONLY | O_CLOEXEC);
+    int fd = open_below(in->dir, "journal");
     if (fd < 0)
-        return -errno;
+        return fd;
     int err = ucmi_journal_header_read(fd, in->head);
     *t = (struct table){.slots = in->head->slots};
     struct ucmi_jpos pos = ucmi_jpos_first(in->head);
@@ -129,9 +147,9 @@ static int verify(const struct inspection *in, uint32_t segment, uint32_t slot,
 {
     char name[24];
     snprintf(name, sizeof name, "seg-%06u", (unsigned)segment);
-    int fd = openat(in->dir, name, O_RDONLY | O_CLOEXEC);
+    int fd = open_below(in->dir, name);
     if (fd < 0)
-        return errno == ENOENT ? -EBADMSG : -errno;
+        return fd == -ENOENT || fd == -ELOOP || fd == -EISDIR ? -EBADMSG : fd;
     size_t want = UCMI_PAGE + in->head->block_size, got = 0;
     ssize_t n = 1;
     while (got < want && n > 0) {
@@ -180,7 +198,7 @@ static void visit_block(struct inspection *in, uint32_t segment, uint32_t slot)
 static bool lock_is_held(int dir)
 {
     struct flock l = {.l_type = F_WRLCK, .l_whence = SEEK_SET};
-    int fd = openat(dir, "lock", O_RDONLY | O_CLOEXEC);
+    int fd = open_below(dir, "lock");
     bool held = fd >= 0 && fcntl(fd, F_OFD_GETLK, &l) == 0 && l.l_type != F_UNLCK;
     if (fd >= 0)
         close(fd);
@@ -191,9 +209,9 @@ static bool lock_is_held(int dir)
 static int each_name(int at, const char *path, void (*fn)(void *arg, int dir, const char *name),
                      void *arg)
 {
-    int fd = openat(at, path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    int fd = open_dir(at, path);
     if (fd < 0)
-        return -errno;
+        return fd;
     DIR *dir = fdopendir(fd);
     if (!dir) {
         close(fd);
@@ -212,7 +230,7 @@ static void count_file(void *arg, int dir, const char *name)
     bool segment = strncmp(name, "seg-", 4) == 0;
     struct stat st;
     if ((!segment && strncmp(name, "journal", 7) != 0) ||
-        fstatat(dir, name, &st, AT_SYMLINK_NOFOLLOW) < 0)
+        fstatat(dir, name, &st, AT_SYMLINK_NOFOLLOW) < 0 || !S_ISREG(st.st_mode))
         return;
     info->bytes += (uint64_t)st.st_blocks * 512;
     info->segments += segment;
@@ -241,7 +259,7 @@ static void visit_lane(void *arg, int ns, const char *name)
 
     if (name[0] != 'r' || !isdigit((unsigned char)name[1]))
         return; /* namespace.json */
-    in->dir = openat(ns, name, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    in->dir = open_dir(ns, name);
     if (in->dir < 0)
         return;
     *info =
@@ -275,7 +293,7 @@ static void read_text(int ns, char *text, size_t size)
 {
     static const char mark[] = "\"namespace\": \"";
     char json[16384];
-    int fd = openat(ns, "namespace.json", O_RDONLY | O_CLOEXEC);
+    int fd = open_below(ns, "namespace.json");
     ssize_t len = fd < 0 ? 0 : read(fd, json, sizeof json - 1);
     if (fd >= 0)
         close(fd);
@@ -302,7 +320,7 @@ static void visit_ns(void *arg, int root, const char *name)
     char text[8192];
     if (strlen(name) != 32 || strspn(name, "0123456789abcdef") != 32)
         return;
-    int ns = openat(root, name, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    int ns = open_dir(root, name);
     if (ns < 0)
         return;
     read_text(ns, text, sizeof text);

@@ -31,13 +31,47 @@ int ucmi_file_remove(struct ucmi_posix *p, int dir, const char *name, int flags)
         &(struct ucm_file){.op = UCM_FILE_UNLINK, .dirfd = dir, .path = name, .flags = flags});
 }
 
+/* Others may write to the directory, and put anything there.  Only the path the user gave is
+ * followed through links; no FIFO or device is waited for; what is no regular file is not there to
+ * be read or written. */
+static int open_regular(struct ucmi_posix *p, struct ucm_file *f)
+{
+    const int flags = f->flags;
+    struct stat st;
+    f->flags |= O_NONBLOCK;
+    int fd = ucmi_io_file(&p->io, f);
+    /* A FIFO cannot be opened for O_DIRECT: that says nothing about the file system. */
+    if (fd == -EINVAL && fstatat(f->dirfd, f->path, &st, AT_SYMLINK_NOFOLLOW) == 0 &&
+        !S_ISREG(st.st_mode))
+        return -ELOOP;
+    if (fd < 0)
+        return fd;
+    int err = fstat(fd, &st) < 0 ? -errno : S_ISREG(st.st_mode) ? 0 : -ELOOP;
+    /* Engines take O_NONBLOCK for a wish not to wait for the disk. */
+    if (!err && fcntl(fd, F_SETFL, flags) < 0)
+        err = -errno;
+    if (err < 0)
+        ucmi_file_close(p, fd);
+    return err < 0 ? err : fd;
+}
+
 int ucmi_file_open(struct ucmi_posix *p, int dir, const char *path, int flags)
 {
-    return ucmi_io_file(&p->io, &(struct ucm_file){.op = UCM_FILE_OPEN,
-                                                   .dirfd = dir,
-                                                   .path = path,
-                                                   .flags = flags | O_CLOEXEC,
-                                                   .mode = 0666});
+    static struct ucmi_log_gate gate;
+    struct ucm_file f = {.op = UCM_FILE_OPEN,
+                         .dirfd = dir,
+                         .path = path,
+                         .flags = flags | O_CLOEXEC | O_NOCTTY,
+                         .mode = 0666};
+    if (dir != AT_FDCWD)
+        f.flags |= O_NOFOLLOW;
+    if (flags & O_DIRECTORY)
+        return ucmi_io_file(&p->io, &f);
+    int fd = open_regular(p, &f);
+    if (fd == -ELOOP)
+        ucmi_log_gated(&gate, 60, UCM_WARN, p->object,
+                       "%s somewhere in it is a link or no regular file: left alone", path);
+    return fd;
 }
 
 /* A network file system answers from what it knew some seconds ago, unless it is told not to.
@@ -61,6 +95,15 @@ void ucmi_dir_renew(const struct ucmi_posix *p, int dir)
 void ucmi_seg_name(char name[24], uint32_t segment)
 {
     snprintf(name, 24, "seg-%06" PRIu32, segment);
+}
+
+bool ucmi_seg_number(const char *name, uint32_t *segment)
+{
+    char same[24];
+    if (sscanf(name, "seg-%7" SCNu32, segment) != 1)
+        return false;
+    ucmi_seg_name(same, *segment);
+    return strcmp(same, name) == 0; /* spelled as we spell it: each number once */
 }
 
 void ucmi_seg_close(struct ucmi_posix *p, struct ucmi_seg *seg)

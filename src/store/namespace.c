@@ -53,13 +53,14 @@ static int write_json(struct ucmi_posix *p, int ns)
 {
     struct stat st;
     size_t len;
-    if (fstatat(ns, "namespace.json", &st, 0) == 0)
+    if (fstatat(ns, "namespace.json", &st, AT_SYMLINK_NOFOLLOW) == 0)
         return 0;
     char temp[64], *text = describe(p->geo, &len);
     if (!text)
         return -ENOMEM;
     snprintf(temp, sizeof temp, ".namespace.%d.%d", (int)getpid(), (int)gettid());
-    int fd = ucmi_file_open(p, ns, temp, O_WRONLY | O_CREAT | O_TRUNC);
+    ucmi_file_remove(p, ns, temp, 0); /* what a process that was killed has left */
+    int fd = ucmi_file_open(p, ns, temp, O_WRONLY | O_CREAT | O_EXCL);
     int err = fd < 0 ? fd : ucmi_pump_write(p, fd, text, len, 0);
     ucmi_file_close(p, fd);
     free(text);
@@ -68,7 +69,9 @@ static int write_json(struct ucmi_posix *p, int ns)
                                                       .dirfd = ns,
                                                       .path = temp,
                                                       .path2 = "namespace.json"});
-    return err == -ENOENT && fstatat(ns, "namespace.json", &st, 0) == 0 ? 0 : err;
+    if (err == -EEXIST) /* that thread writes it just now */
+        return 0;
+    return err == -ENOENT && fstatat(ns, "namespace.json", &st, AT_SYMLINK_NOFOLLOW) == 0 ? 0 : err;
 }
 
 static int open_dir(struct ucmi_posix *p, int at, const char *name, bool create)

@@ -168,7 +168,8 @@ int ucmi_own_check(struct ucmi_posix *p, struct ucmi_lane *lane)
 int ucmi_journal_create(struct ucmi_posix *p, const struct ucmi_lane *lane, const char *name,
                         uint64_t len)
 {
-    int flags = O_RDWR | O_CREAT | O_TRUNC | (p->network ? O_DIRECT | O_DSYNC : 0);
+    int flags = O_RDWR | O_CREAT | O_EXCL | (p->network ? O_DIRECT | O_DSYNC : 0);
+    ucmi_file_remove(p, lane->dir, name, 0); /* unfinished; its name may be another file's too */
     int fd = ucmi_file_open(p, lane->dir, name, flags);
     if (fd < 0)
         return fd;
@@ -285,10 +286,9 @@ static int find_segments(struct ucmi_posix *p, struct ucmi_lane *lane)
         ucmi_file_close(p, fd);
     for (struct dirent *e; !err && (e = readdir(dir));) {
         struct stat st;
-        unsigned segment;
-        int end = 0;
-        if (sscanf(e->d_name, "seg-%6u%n", &segment, &end) != 1 || e->d_name[end] ||
-            fstatat(lane->dir, e->d_name, &st, AT_SYMLINK_NOFOLLOW) < 0)
+        uint32_t segment;
+        if (!ucmi_seg_number(e->d_name, &segment) ||
+            fstatat(lane->dir, e->d_name, &st, AT_SYMLINK_NOFOLLOW) < 0 || !S_ISREG(st.st_mode))
             continue;
         if (segment < lane->nsegs && !same_file(p, &lane->segs[segment], &st))
             continue; /* a load still reads an earlier file of that name */

@@ -190,6 +190,11 @@ static int open_dirs(struct ucmi_posix *p)
             ucmi_ns_open(p, false); /* what is not there holds nothing */
         return 0;
     }
+    if (err == -ENOTDIR)
+        return ucmi_fail(p->why, sizeof p->why, err,
+                         "storage_backends: %s: ucm in it, or a folder in that, is no directory; "
+                         "remove it (links below a backend are not followed)",
+                         p->path);
     return err < 0 ? fail_open(p, err, "make its folder ucm in it") : 0;
 }
 

@@ -255,6 +255,7 @@ void ucmi_pump_send(struct ucmi_posix *p, struct ucmi_sent *s);
 /* Writes and waits; other completions are kept for later.  0 or -errno. */
 int ucmi_pump_write(struct ucmi_posix *p, int fd, const void *buf, size_t len, off_t off);
 int ucmi_pump_sync(struct ucmi_posix *p, int fd);
+/* A regular file, or with O_DIRECTORY a directory; -ELOOP: something else has its name. */
 int ucmi_file_open(struct ucmi_posix *p, int dir, const char *path, int flags);
 void ucmi_file_close(struct ucmi_posix *p, int fd);
 int ucmi_file_remove(struct ucmi_posix *p, int dir, const char *name, int flags);
@@ -324,6 +325,7 @@ int ucmi_seg_replaced(struct ucmi_posix *p, struct ucmi_lane *lane, uint32_t pla
 int ucmi_seg_reserve(struct ucmi_lane *lane, uint32_t segment);
 void ucmi_seg_close(struct ucmi_posix *p, struct ucmi_seg *seg);
 void ucmi_seg_name(char name[24], uint32_t segment);
+bool ucmi_seg_number(const char *name, uint32_t *segment); /* the reverse */
 void ucmi_lane_unindex(struct ucmi_posix *p, const struct ucmi_lane *lane);
 bool ucmi_lane_name_ok(const char *name);
 /* May another process have published what the index does not know?  Any thread, lock held. */

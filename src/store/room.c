@@ -151,7 +151,7 @@ static void consider_lane(void *arg, int ns, const char *name, const struct stat
     if (d.dir >= 0)
         d.lock = ucmi_file_open(d.p, d.dir, "lock", O_RDWR);
     if (d.ns >= 0 && d.lock >= 0 && ucmi_lock_try(d.lock) == 0) {
-        if (fstatat(d.dir, "journal", &journal, 0) == 0)
+        if (fstatat(d.dir, "journal", &journal, AT_SYMLINK_NOFOLLOW) == 0)
             d.used = journal.st_mtim.tv_sec;
         bool dead = ucmi_lane_is_dead(d.p, d.dir);
         if (dead && (best->lock < 0 || d.used < best->used)) {
@@ -171,9 +171,13 @@ static void consider_ns(void *arg, int dir, const char *name, const struct stat 
         ucmi_each_entry(best->p, dir, name, consider_lane, best);
 }
 
+/* What is not ours stays, and with it the directory.  `lock` is the last to go: while it is there,
+ * nobody else comes in. */
 static void remove_entry(void *arg, int dir, const char *name, const struct stat *st)
 {
-    if (strcmp(name, "lock") != 0) /* last: while it is there, nobody else comes in */
+    uint32_t segment;
+    if (strcmp(name, "journal") == 0 || strcmp(name, "journal.new") == 0 ||
+        ucmi_seg_number(name, &segment))
         ucmi_file_remove(arg, dir, name, 0);
 }
 
@@ -189,6 +193,8 @@ int ucmi_room_reclaim(struct ucmi_posix *p, uint32_t coldest)
         ucmi_each_entry(p, d.dir, ".", remove_entry, p);
         ucmi_file_remove(p, d.dir, "lock", 0);
         err = ucmi_file_remove(p, d.ns, d.name, AT_REMOVEDIR);
+        if (err == -ENOTEMPTY) /* without a lock it is no lane any more */
+            err = 0;
         ucmi_log(UCM_INFO, p->object, "removed lane %s of a namespace nobody uses, to make room",
                  d.name);
     }

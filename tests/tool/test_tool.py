@@ -75,6 +75,13 @@ class Words(Tool):
         for value in ("", "4Q", "64K,", "64K;1M", "-1", "99999999999T"):
             self.ends(ucm("bench", f"--block={value}"), CANNOT, err=f"--block {value}: not a SIZE")
 
+    def test_links_below_a_backend_are_not_followed(self):
+        with tempfile.TemporaryDirectory() as backend, tempfile.TemporaryDirectory() as elsewhere:
+            Path(elsewhere, "ucm").mkdir()
+            Path(backend, "ucm").symlink_to(Path(elsewhere, "ucm"))
+            for verb in ("ls", "stat", "verify"):
+                self.ends(ucm(verb, backend), CANNOT, err="links below a backend are not followed")
+
     def test_operands_missing_or_too_many(self):
         self.ends(ucm("ls"), CANNOT, err="something is missing")
         self.ends(ucm("ls", "a", "b"), CANNOT, err="too many words")
