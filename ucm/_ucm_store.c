@@ -43,7 +43,8 @@ void ext_store_leave(Store *s)
     pthread_rwlock_unlock(&s->life);
 }
 
-/* Without the GIL.  When it returns the engine's memory is no longer touched. */
+/* Without the GIL.  When it returns the engine's memory is no longer touched, but by storage that
+ * has hung for longer than timeout_ms while it read into it. */
 static void destroy(Store *s)
 {
     pthread_rwlock_wrlock(&s->life);

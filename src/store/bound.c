@@ -123,6 +123,8 @@ int ucmi_bound_for_lane(struct ucmi_posix *p)
     enum { LANE_PAGES = 1 + 2 * 2 + 1 }; /* its directory, its journal twice, and one to be safe */
     int lock = ucmi_bound_lock(p);
     int err = lock < 0 ? lock : ucmi_bound_check(p, LANE_PAGES * UCMI_PAGE);
+    if (err == -ENOSPC)
+        ucmi_bound_want(p, lock);
     if (err < 0 && lock >= 0)
         ucmi_file_close(p, lock);
     return err < 0 ? err : lock;
@@ -236,12 +238,10 @@ struct want { /* in <backend>/ucm/lock */
     uint64_t sum;   /* of all before it */
 };
 
-void ucmi_bound_want(struct ucmi_posix *p, const struct ucmi_lane *lane, int lock)
+void ucmi_bound_want(struct ucmi_posix *p, int lock)
 {
-    struct want w = {.magic = WANT_MAGIC,
-                     .who = lane->own->owner,
-                     .when = (uint64_t)time(NULL),
-                     .bytes = p->own_bytes};
+    struct want w = {
+        .magic = WANT_MAGIC, .who = p->who, .when = (uint64_t)time(NULL), .bytes = p->own_bytes};
     w.sum = ucmi_hash64(&w, offsetof(struct want, sum), 0);
     ucmi_pump_write(p, lock, &w, sizeof w, 0); /* or nobody hears of it */
 }
@@ -257,11 +257,9 @@ static bool wanted(struct ucmi_posix *p, uint64_t segment)
     if (n != sizeof w || w.magic != WANT_MAGIC ||
         w.sum != ucmi_hash64(&w, offsetof(struct want, sum), 0))
         return false;
-    for (unsigned i = 0; i < p->nown; i++)
-        if (p->own[i]->own->owner == w.who)
-            return false;
     int64_t age = (int64_t)time(NULL) - (int64_t)w.when;
-    return age >= -WANT_S && age <= WANT_S && w.bytes + 2 * segment <= p->own_bytes;
+    return w.who != p->who && age >= -WANT_S && age <= WANT_S &&
+           w.bytes + 2 * segment <= p->own_bytes;
 }
 
 void ucmi_bound_yield(struct ucmi_posix *p)
@@ -269,15 +267,15 @@ void ucmi_bound_yield(struct ucmi_posix *p)
     uint64_t now = ucmi_now_ns();
     if (!p->capacity || !p->nown || now < p->yield_ns)
         return;
+    struct ucmi_lane *lane = NULL; /* one that can give */
+    uint32_t segment = 0, tick;
+    for (unsigned i = 0; i < p->nown && !lane; i++)
+        if (!p->own[i]->own->lost && p->own[i]->own->stage == UCMI_COMMIT_IDLE)
+            lane = p->own[i];
+    if (!lane)
+        return; /* records fly: after them */
     p->yield_ns = now + YIELD_NS;
-    for (unsigned i = 0; i < p->nown; i++) {
-        struct ucmi_lane *lane = p->own[i];
-        uint32_t segment, tick;
-        if (lane->own->lost || lane->own->stage != UCMI_COMMIT_IDLE ||
-            !wanted(p, ucmi_lane_segment(lane)) || !coldest_segment(lane, &segment, &tick))
-            continue;
-        if (give_up_segment(p, lane, segment) == 0)
-            p->full_until_ns = now + REGROW_NS;
-        return;
-    }
+    if (wanted(p, ucmi_lane_segment(lane)) && coldest_segment(lane, &segment, &tick) &&
+        give_up_segment(p, lane, segment) == 0)
+        p->full_until_ns = now + REGROW_NS;
 }

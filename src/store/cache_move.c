@@ -576,14 +576,15 @@ void *ucmi_mover_main(void *arg)
         pass.bytes = 0;
         struct event *events = take(m, &jobs, wake_ns);
         pass.now_ns = ucmi_now_ns();
-        if (look(m, events, &jobs, &pass))
-            fail_unsent(m, -ETIMEDOUT);
+        bool over = look(m, events, &jobs, &pass);
         tell(c, &pass.fin);
         if (m->resend && !list_empty(&m->unsent))
             ucmi_child_resend(m);
         m->resend = false;
         for (struct link *l; (l = list_take(&pass.children));)
             ucmi_child_send(m, LIST_ITEM(l, struct child, link));
+        if (over) /* also of those that were just refused: nobody would send them again */
+            fail_unsent(m, -ETIMEDOUT);
         if (!list_empty(&pass.copies)) {
             ucmi_copy_launch(m, &pass);
             tell(c, &pass.fin);

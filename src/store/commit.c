@@ -381,6 +381,8 @@ static int move_journal(struct ucmi_posix *p, struct ucmi_lane *lane, int fd,
     err = ucmi_commit_now(p, lane, &moved, 1);
     if (!err)
         err = rename_journal(p, lane);
+    if (!err)
+        err = ucmi_dir_sync(p, lane->dir);
     if (err < 0) {
         ucmi_own_lose(p, lane, "its journal could not be moved", err);
         return err;

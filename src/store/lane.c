@@ -130,12 +130,30 @@ int ucmi_seg_reserve(struct ucmi_lane *lane, uint32_t segment)
     return 0;
 }
 
-static void close_idle_segs(struct ucmi_posix *p)
+enum { LET_GO_NS = 2000000000 };
+
+static void close_idle_segs(struct ucmi_posix *p, bool ours)
 {
     for (unsigned i = 1; i <= p->nlanes; i++)
         for (uint32_t g = 0; p->lanes[i] && g < p->lanes[i]->nsegs; g++)
-            if (!p->lanes[i]->segs[g].ios)
+            if (!p->lanes[i]->segs[g].ios && (ours || !p->lanes[i]->own))
                 ucmi_seg_close(p, &p->lanes[i]->segs[g]);
+}
+
+uint64_t ucmi_segs_let_go(struct ucmi_posix *p)
+{
+    if (p->let_go_ns <= ucmi_now_ns()) {
+        close_idle_segs(p, false);
+        p->let_go_ns = UINT64_MAX;
+    }
+    return p->let_go_ns;
+}
+
+int ucmi_dir_sync(struct ucmi_posix *p, int dir)
+{
+    return p->o->sync == UCMI_SYNC_FULL
+               ? ucmi_io_file(&p->io, &(struct ucm_file){.op = UCM_FILE_SYNC, .fd = dir})
+               : 0;
 }
 
 /* For writing too, where that is allowed: a lane that is followed today may be ours tomorrow. */
@@ -185,7 +203,7 @@ int ucmi_seg_fd(struct ucmi_posix *p, struct ucmi_lane *lane, uint32_t segment, 
     if (*fd >= 0)
         return *fd;
     if (p->open_segs >= p->max_open_segs)
-        close_idle_segs(p);
+        close_idle_segs(p, true);
     int got = open_seg_now(p, lane, segment, direct ? O_DIRECT : 0);
     if (direct && got == -EINVAL) { /* not on this file system after all */
         p->dio_off = 0;
@@ -194,6 +212,8 @@ int ucmi_seg_fd(struct ucmi_posix *p, struct ucmi_lane *lane, uint32_t segment, 
     if (got >= 0) {
         *fd = got;
         p->open_segs++;
+        if (!lane->own)
+            p->let_go_ns = MIN(p->let_go_ns, ucmi_now_ns() + LET_GO_NS);
         learn_alignment(p, got);
     }
     return got;
@@ -515,24 +535,30 @@ static void scan(struct ucmi_posix *p)
         p->ns_fd < 0 ? 0 : stamp_of(p, p->ns_fd, YOUNG_DIR_NS); /* before what it is to vouch for */
     int fd = p->ns_fd < 0 ? -ENOENT : ucmi_file_open(p, p->ns_fd, ".", O_RDONLY | O_DIRECTORY);
     DIR *dir = fd < 0 ? NULL : fdopendir(fd);
-    bool seen[p->nlanes + 1];
+    bool seen[p->nlanes + 1], all = true;
     unsigned known = p->nlanes;
 
     if (fd >= 0 && !dir)
         ucmi_file_close(p, fd);
     memset(seen, 0, sizeof seen);
-    for (struct dirent *e; dir && (e = readdir(dir));) {
+    errno = 0;
+    for (struct dirent *e; dir && (e = readdir(dir)); errno = 0) {
         if (!ucmi_lane_name_ok(e->d_name))
             continue;
         struct ucmi_lane *lane = lane_named(p, e->d_name);
         if (!lane)
             lane = ucmi_lane_add(p, e->d_name);
+        all &= lane != NULL;
         if (lane && lane->id <= known)
             seen[lane->id] = true;
     }
+    /* What could not be read, for want of descriptors, say, is no proof that anything is gone. */
+    bool read = dir ? errno == 0 : fd == -ENOENT;
     if (dir)
         closedir(dir);
-    for (unsigned i = 1; i <= known; i++) {
+    if (!read || !all)
+        stamp = 0; /* look again */
+    for (unsigned i = 1; read && i <= known; i++) {
         struct ucmi_lane *lane = p->lanes[i];
         if (!lane || seen[i])
             continue;
@@ -566,6 +592,14 @@ static void watch(struct ucmi_posix *p)
     p->nwatches = n;
     memcpy(p->watches, v, n * sizeof *v);
     pthread_rwlock_unlock(&p->lock);
+}
+
+bool ucmi_lanes_renew(struct ucmi_posix *p, uint64_t since_ns)
+{
+    if (p->news_ns >= since_ns)
+        return false;
+    ucmi_lanes_refresh(p);
+    return true;
 }
 
 void ucmi_lanes_refresh(struct ucmi_posix *p)

@@ -82,6 +82,8 @@ static int open_dir(struct ucmi_posix *p, int at, const char *name, bool create)
         err = ucmi_io_file(
             &p->io,
             &(struct ucm_file){.op = UCM_FILE_MKDIR, .dirfd = at, .path = name, .mode = 0777});
+    if (create && !err)
+        err = ucmi_dir_sync(p, at);
     int fd = ucmi_file_open(p, at, name, O_RDONLY | O_DIRECTORY);
     return fd == -ENOENT && err < 0 && err != -EEXIST ? err : fd;
 }

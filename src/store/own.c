@@ -34,7 +34,7 @@ int ucmi_lock_try(int fd)
     return errno == EACCES ? -EAGAIN : -errno;
 }
 
-static uint64_t random_word(void)
+uint64_t ucmi_random_word(void)
 {
     uint64_t v;
     if (getrandom(&v, sizeof v, 0) != sizeof v)
@@ -111,6 +111,16 @@ int ucmi_own_add_segment(struct ucmi_posix *p, struct ucmi_lane *lane, uint32_t 
     return 0;
 }
 
+static void forget_segment(struct ucmi_posix *p, struct ucmi_lane *lane, uint32_t segment)
+{
+    struct ucmi_own *own = lane->own;
+    own->nvictims = own->next_victim = 0; /* some of them may have lain in it */
+    own->total -= lane->slots;
+    free(lane->segs[segment].slots);
+    lane->segs[segment].slots = NULL;
+    ucmi_seg_close(p, &lane->segs[segment]);
+}
+
 void ucmi_own_remove_segment(struct ucmi_posix *p, struct ucmi_lane *lane, uint32_t segment)
 {
     struct ucmi_own *own = lane->own;
@@ -120,11 +130,7 @@ void ucmi_own_remove_segment(struct ucmi_posix *p, struct ucmi_lane *lane, uint3
         if (own->free[i] / lane->slots != segment)
             own->free[kept++] = own->free[i];
     own->nfree = kept;
-    own->nvictims = 0;
-    own->total -= lane->slots;
-    free(lane->segs[segment].slots);
-    lane->segs[segment].slots = NULL;
-    ucmi_seg_close(p, &lane->segs[segment]);
+    forget_segment(p, lane, segment);
     p->own_bytes -= lane->slots * lane->slot_size;
     ucmi_posix_gauge(p, UCMI_DISK_BYTES, (int64_t)p->own_bytes);
 }
@@ -322,17 +328,6 @@ static int replay(struct ucmi_posix *p, struct ucmi_lane *lane, const struct ucm
     return n < 0 ? -errno : 0;
 }
 
-static void remove_segment(struct ucmi_posix *p, struct ucmi_lane *lane, uint32_t segment)
-{
-    char name[24];
-    ucmi_seg_name(name, segment);
-    ucmi_file_remove(p, lane->dir, name, 0);
-    lane->own->total -= lane->slots;
-    free(lane->segs[segment].slots);
-    lane->segs[segment].slots = NULL;
-    ucmi_seg_close(p, &lane->segs[segment]);
-}
-
 /* A segment that is too short and holds nothing was being made when its maker died: it goes.  One
  * that holds blocks was cut by somebody: it gets its length back, and its blocks their check. */
 static void mend_segment(struct ucmi_posix *p, struct ucmi_lane *lane, uint32_t segment)
@@ -352,7 +347,10 @@ static void mend_segment(struct ucmi_posix *p, struct ucmi_lane *lane, uint32_t 
         return;
     lane->own->live -= live;
     lane->own->missing |= live != 0;
-    remove_segment(p, lane, segment);
+    char name[24];
+    ucmi_seg_name(name, segment);
+    ucmi_file_remove(p, lane->dir, name, 0);
+    forget_segment(p, lane, segment);
 }
 
 static int write_head(struct ucmi_posix *p, struct ucmi_lane *lane, struct ucmi_journal_header *h)
@@ -493,7 +491,7 @@ static int own_new(struct ucmi_posix *p, struct ucmi_lane *lane, int lock)
         return -ENOMEM;
     own->lane = lane;
     own->lock = lock;
-    own->owner = random_word();
+    own->owner = ucmi_random_word();
     own->compact_slack = UCMI_COMPACT_SLACK;
     own->tail.page = aligned_alloc(UCMI_PAGE, UCMI_PAGE);
     own->head = aligned_alloc(UCMI_PAGE, sizeof *own->head);
@@ -559,11 +557,24 @@ int ucmi_own_adopt(struct ucmi_posix *p, bool any_rank, struct ucmi_lane **lane_
     return -ENOENT;
 }
 
+/* One that could not be made whole: on a full disk there would soon be thousands. */
+static void unmake(struct ucmi_posix *p, struct ucmi_lane *lane, const char *name)
+{
+    static const char *const files[] = {"journal.new", "journal", "lock"};
+    if (lane && lane->own)
+        ucmi_own_release(p, lane);
+    for (size_t i = 0; lane && i < ARRAY_LEN(files); i++)
+        ucmi_file_remove(p, lane->dir, files[i], 0);
+    ucmi_file_remove(p, p->ns_fd, name, AT_REMOVEDIR);
+    if (lane)
+        ucmi_lane_forget(p, lane);
+}
+
 static int create_locked(struct ucmi_posix *p, struct ucmi_lane **lane_p)
 {
     char name[UCMI_LANE_NAME];
     for (int tries = 0; tries < 16; tries++) {
-        snprintf(name, sizeof name, "r%" PRIu32 "-%016" PRIx64, p->geo->rank, random_word());
+        snprintf(name, sizeof name, "r%" PRIu32 "-%016" PRIx64, p->geo->rank, ucmi_random_word());
         int err = ucmi_io_file(
             &p->io, &(struct ucm_file){
                         .op = UCM_FILE_MKDIR, .dirfd = p->ns_fd, .path = name, .mode = 0777});
@@ -576,6 +587,12 @@ static int create_locked(struct ucmi_posix *p, struct ucmi_lane **lane_p)
         if (err == -EAGAIN)
             continue; /* somebody in search of a lane was quicker */
         if (!err)
+            err = ucmi_dir_sync(p, lane->dir);
+        if (!err)
+            err = ucmi_dir_sync(p, p->ns_fd);
+        if (err < 0)
+            unmake(p, lane, name);
+        else
             *lane_p = lane;
         return err;
     }

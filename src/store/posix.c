@@ -53,7 +53,7 @@ static void look_at_disk(struct ucmi_posix *p)
     struct statfs fs;
     struct rlimit files;
 
-    bool known = fstatfs(p->root_fd, &fs) == 0;
+    bool known = statfs(p->path, &fs) == 0;
     p->network = known && fs.f_type == NFS_MAGIC;
     atomic_store(&p->weight, known ? (uint64_t)fs.f_blocks * (uint64_t)fs.f_frsize : 0);
     /* Others must find what we have written, and we what they have: NFS takes O_DIRECT of any
@@ -243,6 +243,8 @@ int ucmi_posix_open(struct ucm_tier *t, const struct ucmi_posix_options *o, cons
     p->alone = among == 1;
     p->seed = ucmi_hash64(path, strlen(path), 0);
     p->ns_fd = p->root_fd = -1;
+    p->let_go_ns = UINT64_MAX;
+    p->who = ucmi_random_word();
     snprintf(p->object, sizeof p->object, "Posix %s", path);
     ucmi_hex(t->geo->ns, sizeof t->geo->ns, p->ns_name);
     gethostname(p->host, sizeof p->host - 1);
@@ -264,6 +266,7 @@ int ucmi_posix_open(struct ucm_tier *t, const struct ucmi_posix_options *o, cons
     err = await_begin(p);
     if (err && p->alone) {
         ucmi_posix_close_begin(p);
+        p->stop_ns = ucmi_now_ns(); /* it has had its time */
         ucmi_posix_close_end(p);
         return err;
     }

@@ -201,6 +201,8 @@ struct ucmi_posix {
     unsigned open_segs;
     unsigned failures;  /* dumps in a row */
     bool fits;          /* all there is has been seen to fit the bound */
+    uint64_t let_go_ns; /* when segments of others are closed; UINT64_MAX: none is open */
+    uint64_t who;       /* this backend in this process, a random number */
     uint64_t yield_ns;  /* when it is seen whether others want room */
     uint64_t shrink_ns; /* when it is looked at again */
     uint64_t beat_ns;   /* when other nodes are told that we live */
@@ -306,6 +308,8 @@ struct ucmi_record ucmi_commit_record(const struct ucmi_slot *slot, enum ucmi_op
 int ucmi_ns_open(struct ucmi_posix *p, bool create);
 /* Finds new lanes and reads what is new in all journals. */
 void ucmi_lanes_refresh(struct ucmi_posix *p);
+/* The same, unless it was done since then: false. */
+bool ucmi_lanes_renew(struct ucmi_posix *p, uint64_t since_ns);
 struct ucmi_lane *ucmi_lane_add(struct ucmi_posix *p, const char *name);
 void ucmi_lane_follow(struct ucmi_posix *p, struct ucmi_lane *lane);
 void ucmi_lane_forget(struct ucmi_posix *p, struct ucmi_lane *lane);
@@ -324,6 +328,11 @@ void ucmi_seg_release(struct ucmi_posix *p, struct ucmi_move *m);
 int ucmi_seg_replaced(struct ucmi_posix *p, struct ucmi_lane *lane, uint32_t place);
 int ucmi_seg_reserve(struct ucmi_lane *lane, uint32_t segment);
 void ucmi_seg_close(struct ucmi_posix *p, struct ucmi_seg *seg);
+/* Closes what others' segments are open and idle, for the space of one that is removed is only free
+ * when it is closed everywhere; returns when it is to be done next. */
+uint64_t ucmi_segs_let_go(struct ucmi_posix *p);
+/* With posix_sync full, the names in a directory. */
+int ucmi_dir_sync(struct ucmi_posix *p, int dir);
 void ucmi_seg_name(char name[24], uint32_t segment);
 bool ucmi_seg_number(const char *name, uint32_t *segment); /* the reverse */
 void ucmi_lane_unindex(struct ucmi_posix *p, const struct ucmi_lane *lane);
@@ -358,6 +367,7 @@ static inline struct ucmi_slot *ucmi_own_slot(const struct ucmi_lane *lane, uint
 {
     return &lane->segs[place / lane->slots].slots[place % lane->slots];
 }
+uint64_t ucmi_random_word(void);
 /* Whether nobody can be writing the lane in this directory, whose lock is ours: reads the journal's
  * header into p->read_buf. */
 bool ucmi_lane_is_dead(struct ucmi_posix *p, int dir);
@@ -383,8 +393,8 @@ int ucmi_bound_check(struct ucmi_posix *p, uint64_t more);
 int ucmi_bound_for_lane(struct ucmi_posix *p);
 /* Gives up segments, of lanes that are ours or nobody's, until all fits. */
 void ucmi_bound_enforce(struct ucmi_posix *p);
-/* Tells others that the lane finds no room; lock is the descriptor of ucmi_bound_lock. */
-void ucmi_bound_want(struct ucmi_posix *p, const struct ucmi_lane *lane, int lock);
+/* Tells others that we find no room; lock is the descriptor of ucmi_bound_lock. */
+void ucmi_bound_want(struct ucmi_posix *p, int lock);
 /* Gives up a segment if another wants room and has less; looks once a second at most. */
 void ucmi_bound_yield(struct ucmi_posix *p);
 typedef void ucmi_entry_fn(void *arg, int dir, const char *name, const struct stat *st);

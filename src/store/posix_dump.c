@@ -223,7 +223,8 @@ static bool bring(struct ucmi_posix *p, struct ucmi_move *m)
     m->err = ucmi_move_pieces(p, m);
     m->at = 1;
     m->off = slot + UCMI_PAGE + (off_t)(m->shard * size);
-    m->niov = 1 + trim(m->iov + 1, m->niov - 1, (m->shard - s->shard) * size, n * size);
+    if (!m->err)
+        m->niov = 1 + trim(m->iov + 1, m->niov - 1, (m->shard - s->shard) * size, n * size);
     if (!m->err)
         m->err = ucmi_shard_sums(p, m->iov + 1, m->niov - 1, n, b->header->shard_sum + m->shard);
     take(b, m->shard, n);
@@ -279,9 +280,14 @@ static int may_start(const struct ucmi_posix *p, const struct ucmi_job *job)
 
 /* Dumped again it has been of use, and is leased: it must not make room for the next of the dump.
  */
-static bool already_there(struct ucmi_posix *p, const ucm_key *key)
+static bool already_there(struct ucmi_posix *p, const struct ucmi_part *part)
 {
-    struct ucmi_entry *e = ucmi_index_find(&p->index, key, (uint16_t)p->geo->rank, 0);
+    const ucm_key *key = &part->s->key;
+    uint16_t rank = (uint16_t)p->geo->rank;
+    struct ucmi_entry *e = ucmi_index_find(&p->index, key, rank, 0);
+    /* Another may have evicted it, and who dumps never looks anything up. */
+    if (e && !p->lanes[e->lane]->own && ucmi_lanes_renew(p, part->job->start_ns))
+        e = ucmi_index_find(&p->index, key, rank, 0);
     if (!e)
         return false;
     atomic_store_explicit(&e->seen, (uint32_t)time(NULL), memory_order_relaxed);
@@ -297,7 +303,7 @@ int ucmi_dump_start(struct ucmi_posix *p, struct ucmi_part *part)
     int err = may_start(p, part->job);
 
     if (!err && !(b = block_find(p, &s->key))) {
-        if (already_there(p, &s->key)) {
+        if (already_there(p, part)) {
             ucmi_count(p->t->counters, UCMI_DISK_PRESENT, 1);
             ucmi_part_end(part, 0);
             return 0;

@@ -168,9 +168,8 @@ static int find(struct ucmi_posix *p, const struct ucmi_part *part, struct ucmi_
     for (;;) {
         struct ucmi_entry *at = ucmi_index_find(&p->index, key, rank, 0);
         if (!at) {
-            if (p->news_ns >= part->job->start_ns)
+            if (!ucmi_lanes_renew(p, part->job->start_ns))
                 return -ENOENT;
-            ucmi_lanes_refresh(p);
             continue;
         }
         *e = (struct ucmi_entry){.key = *key,

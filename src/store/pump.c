@@ -11,7 +11,7 @@
  * Loads go first; when both wait, a quarter of the I/O is the dumps', so neither starves.
  *
  * Storage that hangs holds the pump, or all of its I/O: `busy_ns` says since when nothing has come
- * back, and callers pass such a tier by (ucmi_posix_stalled) until something does.  A pump that
+ * back, and callers pass such a backend by (ucmi_posix_usable) until something does.  A pump that
  * cannot end when its store is closed is left alone: it keeps what its I/O needs, the store with
  * it, and frees all that should the I/O end.
  */
@@ -55,14 +55,14 @@ void ucmi_part_end(struct ucmi_part *part, int err)
 }
 
 /* All of it has started or ended: it waits no more. */
-static void leaves_queue(struct ucmi_job *job)
+static void leaves_queue(struct ucmi_posix *p)
 {
-    atomic_fetch_sub(&job->p->waiting, 1);
+    atomic_fetch_sub(&p->waiting, 1);
 }
 
 static void fail_rest(struct ucmi_job *job, int err)
 {
-    leaves_queue(job);
+    leaves_queue(job->p);
     for (uint32_t n = job->n - job->started; n; n--)
         ucmi_part_end(&job->parts[job->started++], err);
 }
@@ -166,7 +166,7 @@ static void start_load(struct ucmi_posix *p)
     struct ucmi_part *part = &job->parts[job->started++];
     if (job->started == job->n) { /* before: the job may be gone after */
         STAILQ_REMOVE_HEAD(&p->loads, next);
-        leaves_queue(job);
+        leaves_queue(p);
     }
     ucmi_load_start(p, part);
 }
@@ -180,7 +180,7 @@ static void start_dump(struct ucmi_posix *p)
         STAILQ_REMOVE_HEAD(&p->dumps, next);
     if (ucmi_dump_start(p, part) != -EAGAIN) {
         if (last)
-            atomic_fetch_sub(&p->waiting, 1); /* the job may be gone */
+            leaves_queue(p); /* the job may be gone */
         return;
     }
     job->started--;
@@ -362,13 +362,13 @@ static bool fits_direct(const struct ucmi_posix *p, const struct iovec *iov, siz
 {
     if (!p->dio_off || (uint64_t)off % p->dio_off)
         return false;
-    size_t bits = 0;
+    size_t bytes = 0;
     for (size_t i = 0; i < n; i++) {
         if ((uintptr_t)iov[i].iov_base % p->dio_mem || iov[i].iov_len % p->dio_mem)
             return false;
-        bits += iov[i].iov_len;
+        bytes += iov[i].iov_len;
     }
-    return bits % p->dio_off == 0;
+    return bytes % p->dio_off == 0;
 }
 
 bool ucmi_move_step(struct ucmi_posix *p, struct ucmi_move *m, enum ucm_io_op op)
@@ -500,6 +500,7 @@ static bool close_down(struct ucmi_posix *p, uint64_t deadline_ns)
 static int sleep_ms(struct ucmi_posix *p, uint64_t closing_ns)
 {
     uint64_t now = ucmi_now_ns(), until = MIN(ucmi_blocks_deadline(p), ucmi_own_beat(p));
+    until = MIN(until, ucmi_segs_let_go(p));
 
     if (!STAILQ_EMPTY(&p->loads))
         until = MIN(until, STAILQ_FIRST(&p->loads)->deadline_ns);

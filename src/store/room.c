@@ -70,6 +70,8 @@ static int make_segment(struct ucmi_posix *p, struct ucmi_lane *lane, uint32_t s
     if (!err)
         err = make_journal_room(p, lane);
     if (!err)
+        err = ucmi_dir_sync(p, lane->dir);
+    if (!err)
         err = ucmi_own_add_segment(p, lane, segment);
     ucmi_file_close(p, fd);
     if (err < 0)
@@ -86,7 +88,7 @@ static int grow_locked(struct ucmi_posix *p, struct ucmi_lane *lane, int lock)
     uint64_t has = MIN((uint64_t)st.st_blocks * 512, journal);
     int err = ucmi_bound_check(p, ucmi_bound_charge(ucmi_lane_segment(lane)) + 2 * (journal - has));
     if (err == -ENOSPC)
-        ucmi_bound_want(p, lane, lock);
+        ucmi_bound_want(p, lock);
     if (err < 0)
         return err;
     /* Something that is no segment of ours may have the name: it keeps it. */
@@ -343,7 +345,9 @@ static size_t evict(struct ucmi_posix *p, size_t n)
     size_t left = n;
     struct ucmi_lane *lane;
 
-    for (size_t tries = 4 * n; left && tries && (lane = coldest_lane(p, now)); tries--) {
+    /* Some have been used since the scan, perhaps all of them. */
+    for (size_t tries = 4 * n + 2 * MIN_VICTIMS; left && tries && (lane = coldest_lane(p, now));
+         tries--) {
         struct ucmi_own *own = lane->own;
         struct ucmi_victim *v = &own->victims[own->next_victim++];
         struct ucmi_slot *slot = ucmi_own_slot(lane, v->place);

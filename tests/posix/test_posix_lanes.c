@@ -5,6 +5,7 @@
 #include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -365,6 +366,62 @@ static void news_from_a_still_lane_is_noticed(void **state)
     ucm_store_close(reader);
 }
 
+/* Who only dumps hears nothing of what others evict: what it takes to be there may be gone. */
+static void a_block_that_others_evicted_is_stored_again(void **state)
+{
+    const char *options = "posix_capacity_gb=0.0015"; /* some 100 blocks */
+    ucm_store *store = open_store(*state, &shape, options);
+    ucm_store *other = open_store(*state, &shape, options), *third;
+    struct memory m, n;
+    memory_new(&m, store, &shape, 4);
+    memory_new(&n, other, &shape, 4);
+    dump_all(store, &m, 0);
+    load_all(other, &n, 0); /* has read of them */
+    for (uint64_t i = 4; i < 400; i += 4)
+        dump_all(store, &m, i);
+    memory_free(&m);
+    ucm_store_close(store); /* room for the other */
+    for (size_t i = 0; i < 4; i++)
+        paint(&n, i, i);
+    free(move(other, &n, true, 0, 0, 0).status);
+    third = open_store(*state, &shape, options);
+    assert_int_equal(count_found(third, 0, 4), 4);
+    ucm_store_close(third);
+    memory_free(&n);
+    ucm_store_close(other);
+}
+
+/* Without a descriptor to spare the directory cannot be read, which says nothing about what is in
+ * it. */
+static void running_out_of_descriptors_forgets_nothing(void **state)
+{
+    char path[512];
+    struct rlimit before, none = {.rlim_cur = 0};
+    ucm_store *store = open_store(*state, &shape, NULL), *reader = open_store(*state, &shape, NULL);
+    struct memory m;
+    memory_new(&m, store, &shape, 4);
+    dump_all(store, &m, 0);
+    assert_int_equal(count_found(reader, 0, 4), 4);
+    lane_path(*state, "../stranger", path, sizeof path);
+    assert_int_equal(mkdir(path, 0700), 0); /* so that it is read again */
+    assert_int_equal(getrlimit(RLIMIT_NOFILE, &before), 0);
+    none.rlim_max = before.rlim_max;
+    assert_int_equal(setrlimit(RLIMIT_NOFILE, &none), 0);
+    count_found(reader, 4, 1); /* a miss has it read */
+    size_t found = count_found(reader, 0, 4);
+    assert_int_equal(setrlimit(RLIMIT_NOFILE, &before), 0);
+    assert_int_equal(found, 4);
+    ucm_store *second = open_store(*state, &shape, NULL);
+    memory_free(&m);
+    memory_new(&m, second, &shape, 4);
+    dump_all(second, &m, 4); /* in a new lane */
+    assert_int_equal(count_found(reader, 0, 8), 8);
+    memory_free(&m);
+    ucm_store_close(second);
+    ucm_store_close(reader);
+    ucm_store_close(store);
+}
+
 #define TEST(f) cmocka_unit_test_setup_teardown(f, make_dir, remove_dir)
 
 int main(int argc, char **argv)
@@ -384,6 +441,8 @@ int main(int argc, char **argv)
         TEST(a_lane_of_another_format_is_left_alone),
         TEST(a_lane_of_another_host_is_taken_when_it_is_silent),
         TEST(news_from_a_still_lane_is_noticed),
+        TEST(a_block_that_others_evicted_is_stored_again),
+        TEST(running_out_of_descriptors_forgets_nothing),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -191,14 +191,16 @@ class WorkerSide:
         return StepResult(self._geo.namespace, failed, self._spoilt)
 
     def close(self) -> None:
-        for task, load, _ in self._loading:
-            task.cancel()
-            self._settle(task, "load")
-        self._loading.clear()
-        self._saving.clear()
-        self._undelivered.clear()
-        self._map = None
-        self._store.close()  # ends the saves under way, within its timeout
+        try:
+            for task, *_ in self._loading:
+                task.cancel()
+                self._settle(task, "load")
+        finally:
+            self._loading.clear()
+            self._saving.clear()
+            self._undelivered.clear()
+            self._map = None
+            self._store.close()  # ends the saves under way, within its timeout
 
     # ---- helpers ----
 
