@@ -97,9 +97,9 @@ static void make_weather(enum weather w, bool bounded, uint64_t *dice)
         unsigned kinds = FAULT_READ | FAULT_WRITE | (ways[i] == FAULT_WAY_LOST ? 0 : FAULT_PREAD);
         v[n++] = (struct fault_plan){.kinds = kinds, .way = ways[i], .one_in = often};
     }
-    v[n++] = (struct fault_plan){.kinds = FAULT_BATCH, .way = FAULT_WAY_REORDER, .one_in = 2};
     v[n++] = (struct fault_plan){
         .kinds = FAULT_BATCH, .way = FAULT_WAY_DELAY, .one_in = 30, .delay_us = 1500};
+    v[n++] = (struct fault_plan){.kinds = FAULT_BATCH, .way = FAULT_WAY_REORDER, .one_in = 1};
     fault_plan(v, n, ts_random(dice));
     if (w == NO_MEMORY)
         alloc_fail_one_in(10 + (unsigned)ts_below(dice, 300), ts_random(dice));
@@ -430,24 +430,34 @@ static void check_stored(struct life *l, struct play *p)
                  (unsigned long long)gone, weather_names[l->weather]);
 }
 
-/* A store that begins with several lanes without a slot refuses a block for each of them (room.c,
- * widen), so the first dump is not judged.  Until that is mended. */
-static void check_dumps(struct play *p)
+static unsigned dump_fresh(struct play *p, unsigned k, int *why)
 {
     uint64_t no[ENTRIES];
     int status[ENTRIES];
+    unsigned bad = 0;
+    for (unsigned i = 0; i < ENTRIES; i++)
+        no[i] = FRESH + k * ENTRIES + i;
+    move(p, true, no, ENTRIES, 1, status);
+    for (unsigned i = 0; i < ENTRIES; i++)
+        if (status[i]) {
+            bad++;
+            *why = status[i];
+        }
+    return bad;
+}
+
+/* A full store that begins with lanes without a slot refuses blocks at first, and pauses for a
+ * second (room.c, widen): so it is asked again.  It should not be needed. */
+static void check_dumps(struct play *p)
+{
+    int why = 0;
     for (unsigned k = 0; k < 4; k++) {
-        unsigned bad = 0;
-        for (unsigned i = 0; i < ENTRIES; i++)
-            no[i] = FRESH + k * ENTRIES + i;
-        move(p, true, no, ENTRIES, 1, status);
-        int why = 0;
-        for (unsigned i = 0; i < ENTRIES; i++)
-            if (status[i]) {
-                bad++;
-                why = status[i];
-            }
-        complain(&lost, k ? bad : 0, "%u new blocks cannot be dumped in clear weather: %s", bad,
+        unsigned bad = dump_fresh(p, k, &why);
+        for (unsigned tries = 0; bad && why == -ENOSPC && tries < 4; tries++) {
+            usleep(tries * 1000000);
+            bad = dump_fresh(p, k, &why);
+        }
+        complain(&lost, bad, "%u new blocks cannot be dumped in clear weather: %s", bad,
                  ucm_strerror(why));
     }
 }
@@ -570,10 +580,25 @@ static void live_once(uint64_t number)
     sampler_stop();
     int64_t kept = alloc_live() - had;
     unsigned more = alloc_fds() - fds;
-    complain(&leaked, kept > 0 && number ? (uint64_t)kept : 0,
-             "%lld allocations are kept, weather: %s", (long long)kept, weather_names[l.weather]);
+    complain(&leaked, kept > 0 ? (uint64_t)kept : 0, "%lld allocations are kept, weather: %s",
+             (long long)kept, weather_names[l.weather]);
     complain(&leaked, (int)more > 0 ? more : 0, "%u descriptors are kept, weather: %s", more,
              weather_names[l.weather]);
+}
+
+/* What is made once a process is made now, and is no leak. */
+static void warm_up(void)
+{
+    for (unsigned i = 0; i < 6; i++) {
+        static struct life l;
+        struct play p;
+        l = (struct life){.dir = empty_dir(DIR_STORE), .cache = true, .dice = i};
+        make_options(&l);
+        if (play_open(&p, &l.opts, 0) < 0)
+            ts_die("%s", p.why);
+        check_dumps(&p);
+        play_close(&p);
+    }
 }
 
 /* ---- the whole of it ---- */
@@ -636,8 +661,10 @@ int main(int argc, char **argv)
     if (pthread_create(&thread, NULL, let_go, NULL))
         ts_die("no thread");
     verbose = only != UINT64_MAX;
-    live_once(verbose ? only : 0); /* what is made once a process is made now */
-    for (n = 1; !verbose && ts_now_ms() - begin < (uint64_t)(1000 * seconds); n++)
+    warm_up();
+    if (verbose)
+        live_once(only);
+    for (n = 0; !verbose && ts_now_ms() - begin < (uint64_t)(1000 * seconds); n++)
         live_once(n);
     print_table((double)(ts_now_ms() - begin) / 1000);
     printf(

@@ -148,14 +148,14 @@ static void each_in_turn(const char *dir, const struct fault_plan *way, unsigned
     }
 
 EACH(each_operation_fails, true, 1, .kinds = FAULT_ALL, .way = FAULT_WAY_FAIL, .err = -EIO)
-EACH(each_finds_the_disk_full, true, 3, .kinds = FAULT_ALL, .way = FAULT_WAY_FAIL, .err = -ENOSPC)
-EACH(each_finds_the_quota_used, true, 5, .kinds = FAULT_ALL, .way = FAULT_WAY_FAIL, .err = -EDQUOT)
-EACH(each_fails_half_done, true, 5, .kinds = FAULT_ALL, .way = FAULT_WAY_HALF)
-EACH(each_fails_when_done, true, 5, .kinds = FAULT_ALL, .way = FAULT_WAY_LATE)
-EACH(each_ends_short, true, 5, .kinds = FAULT_ALL, .way = FAULT_WAY_SHORT)
-EACH(each_flips_a_bit, false, 3, .kinds = FAULT_BATCH | FAULT_PREAD, .way = FAULT_WAY_FLIP)
-EACH(each_is_torn, false, 3, .kinds = FAULT_BATCH | FAULT_PREAD, .way = FAULT_WAY_TORN)
-EACH(each_is_lost, false, 3, .kinds = FAULT_BATCH, .way = FAULT_WAY_LOST)
+EACH(each_finds_the_disk_full, true, 5, .kinds = FAULT_ALL, .way = FAULT_WAY_FAIL, .err = -ENOSPC)
+EACH(each_finds_the_quota_used, true, 13, .kinds = FAULT_ALL, .way = FAULT_WAY_FAIL, .err = -EDQUOT)
+EACH(each_fails_half_done, true, 7, .kinds = FAULT_ALL, .way = FAULT_WAY_HALF)
+EACH(each_fails_when_done, true, 7, .kinds = FAULT_ALL, .way = FAULT_WAY_LATE)
+EACH(each_ends_short, true, 7, .kinds = FAULT_ALL, .way = FAULT_WAY_SHORT)
+EACH(each_flips_a_bit, false, 5, .kinds = FAULT_BATCH | FAULT_PREAD, .way = FAULT_WAY_FLIP)
+EACH(each_is_torn, false, 5, .kinds = FAULT_BATCH | FAULT_PREAD, .way = FAULT_WAY_TORN)
+EACH(each_is_lost, false, 5, .kinds = FAULT_BATCH, .way = FAULT_WAY_LOST)
 
 /* The operations in any order and at any pace: nobody may notice. */
 static void order_and_pace_do_not_matter(void **state)
