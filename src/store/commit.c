@@ -137,7 +137,7 @@ static void over(struct ucmi_posix *p, struct ucmi_lane *lane, int err)
                       err == -EOWNERDEAD ? "another process has taken it"
                                          : "its journal could not be written",
                       err);
-        ucmi_batch_fail(p, b, err ? err : -EIO);
+        ucmi_batch_fail(p, b, err && err != -EOWNERDEAD ? err : -EIO);
         return;
     }
     own->records += b->n;

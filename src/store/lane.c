@@ -285,23 +285,30 @@ void ucmi_seg_release(struct ucmi_posix *p, struct ucmi_move *m)
         lane_free(p, lane);
 }
 
-int ucmi_seg_replaced(struct ucmi_posix *p, struct ucmi_lane *lane, uint32_t place)
+bool ucmi_seg_replaced(struct ucmi_posix *p, struct ucmi_lane *lane, uint32_t place)
 {
     struct ucmi_seg *seg = &lane->segs[place / lane->slots];
     struct stat st;
     int fd = seg->fd >= 0 ? seg->fd : seg->direct;
-    if (lane->own || lane->gone || fd < 0)
-        return 0;
+    if (seg->replaced || lane->own || lane->gone || fd < 0)
+        return seg->replaced;
     int err = ucmi_file_stat(p, fd, &st);
-    if (err && err != -ESTALE)
-        return 0;
-    if (!err && st.st_nlink)
-        return 0;
-    if (seg->ios > 1)
-        return -EBUSY;
+    seg->replaced = err == -ESTALE || (!err && st.st_nlink == 0);
+    return seg->replaced;
+}
+
+bool ucmi_seg_renew(struct ucmi_posix *p, struct ucmi_lane *lane, uint32_t place)
+{
+    uint32_t segment = place / lane->slots;
+    struct ucmi_seg *seg = segment < lane->nsegs ? &lane->segs[segment] : NULL;
+    if (!seg || !seg->replaced)
+        return true;
+    if (seg->ios)
+        return false;
     ucmi_seg_close(p, seg);
     ucmi_dir_renew(p, lane->dir);
-    return 1;
+    seg->replaced = false;
+    return true;
 }
 
 /* ---- the index ---- */
@@ -421,30 +428,37 @@ static bool unlinked(int fd)
     return fstat(fd, &st) < 0 || st.st_nlink == 0;
 }
 
-/* Reads one file to its end; false: it cannot be read. */
-static bool read_on(struct ucmi_posix *p, struct ucmi_lane *lane, bool *moved)
+/* Reads one file to its end.  Where it cannot be read the lane holds nothing. */
+static int read_on(struct ucmi_posix *p, struct ucmi_lane *lane, bool *moved)
 {
     struct reading rd = {.p = p, .lane = lane};
     int err =
         ucmi_journal_read(lane->journal, p->read_buf, UCMI_READ_BUF, &lane->pos, moved, apply, &rd);
     if (rd.held)
         pthread_rwlock_unlock(&p->lock);
-    if (err < 0) { /* ESTALE: replaced behind our back; else it may come again */
+    if (err < 0) {
         ucmi_lane_unindex(p, lane);
         ucmi_lane_close_journal(p, lane);
     }
-    return err == 0;
+    return err;
 }
 
 void ucmi_lane_follow(struct ucmi_posix *p, struct ucmi_lane *lane)
 {
     int err = lane->journal < 0 ? open_journal(p, lane) : 0;
+    bool stale = false;
     while (!err) {
         bool moved = false;
         /* Before the reading: it vouches for less. */
         lane->stamp = p->network ? 0 : stamp_of(p, lane->journal, YOUNG_JOURNAL_NS);
-        if (!read_on(p, lane, &moved))
-            return;
+        err = read_on(p, lane, &moved);
+        if (err == -ESTALE && !stale) { /* renamed over, on another client of the server */
+            stale = true;
+            err = open_journal(p, lane);
+            continue;
+        }
+        if (err < 0)
+            return; /* it may come again */
         lane->moved |= moved;
         if (!lane->moved && !unlinked(lane->journal))
             return;

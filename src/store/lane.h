@@ -32,6 +32,7 @@ _Static_assert(sizeof(struct ucmi_slot) == 32, "32 bytes of RAM a block, beside 
 struct ucmi_seg {
     int fd, direct;          /* -1: not open */
     bool cut;                /* while it is taken over: the file is shorter than it should be */
+    bool replaced;           /* the name is another file's: opened again when nobody reads this */
     uint32_t ios;            /* in flight: not to be closed */
     struct ucmi_slot *slots; /* own lane */
 };
@@ -105,6 +106,7 @@ struct ucmi_own {
     uint64_t owner;
     struct ucmi_jtail tail;
     struct ucmi_journal_header *head;    /* a page to read it into */
+    uint64_t sure_ns;                    /* when it was last known to be ours */
     bool missing;                        /* a record named a segment that is not there */
     uint64_t records;                    /* in the journal of this generation */
     uint32_t total, live, open, leaving; /* slots */

@@ -2,12 +2,6 @@
 /*
  * Lanes that are ours: taking one, its slots, letting go.
  *
- * Whoever holds the lock on `lock` may write.  The lock dies with its process.  On network file
- * systems it may be local to a node, so a lane of another boot of another machine is taken only
- * when its journal has not changed for a minute (an owner there that has nothing to write changes
- * its time now and then), and every owner checks before it appends that the header still names it:
- * the one that took the lane last wins, the other lets go.
- *
  * Taking a lane: its journal is read to the end, into the slot table; the header gets a higher
  * epoch and our name; an EPOCH record follows.  From then on nothing that the last owner may have
  * left behind that end counts.  A journal whose header is damaged says nothing: a new one replaces
@@ -23,16 +17,6 @@
 #include <sys/random.h>
 #include <sys/stat.h>
 #include <unistd.h>
-
-enum { SILENT_S = 60, BEAT_S = 15, TELL_NS = 100000000 };
-
-int ucmi_lock_try(int fd)
-{
-    struct flock l = {.l_type = F_WRLCK, .l_whence = SEEK_SET};
-    if (fcntl(fd, F_OFD_SETLK, &l) == 0)
-        return 0;
-    return errno == EACCES ? -EAGAIN : -errno;
-}
 
 uint64_t ucmi_random_word(void)
 {
@@ -155,22 +139,6 @@ void ucmi_head_fill(const struct ucmi_posix *p, struct ucmi_journal_header *h)
     memcpy(h->boot, p->boot, sizeof h->boot);
 }
 
-int ucmi_own_check(struct ucmi_posix *p, struct ucmi_lane *lane)
-{
-    struct ucmi_own *own = lane->own;
-    struct ucmi_journal_header *h = own->head;
-    struct stat st;
-    int err = ucmi_file_stat(p, lane->journal, &st);
-    if (!err && st.st_nlink == 0)
-        err = -ENOENT;
-    if (err < 0)
-        return err;
-    err = ucmi_journal_header_read(lane->journal, h);
-    if (err < 0)
-        return err;
-    return h->owner == own->owner && h->epoch == own->tail.pos.epoch ? 0 : -EOWNERDEAD;
-}
-
 int ucmi_journal_create(struct ucmi_posix *p, const struct ucmi_lane *lane, const char *name,
                         uint64_t len)
 {
@@ -210,37 +178,6 @@ static int new_journal(struct ucmi_posix *p, struct ucmi_lane *lane)
 }
 
 /* ---- taking ---- */
-
-/* One kernel, so one table of locks.  Containers on several nodes may well share a host name. */
-static bool same_kernel(const struct ucmi_posix *p, const struct ucmi_journal_header *h)
-{
-    return *p->boot ? strcmp(h->boot, p->boot) == 0 : strcmp(h->host, p->host) == 0;
-}
-
-/* Who else could still be writing?  The lock is ours, but may be good for this node only. */
-static int dead_for_sure(const struct ucmi_posix *p, const struct ucmi_journal_header *h, int fd)
-{
-    struct stat st;
-    if (same_kernel(p, h))
-        return 0;
-    int err = ucmi_file_stat(p, fd, &st);
-    if (err < 0)
-        return err;
-    return time(NULL) - st.st_mtim.tv_sec >= SILENT_S ? 0 : -EBUSY;
-}
-
-bool ucmi_lane_is_dead(struct ucmi_posix *p, int dir)
-{
-    struct ucmi_journal_header *h = p->read_buf;
-    int fd = ucmi_file_open(p, dir, "journal", O_RDONLY);
-    if (fd < 0)
-        return fd == -ENOENT;
-    int err = ucmi_journal_header_read(fd, h);
-    if (!err)
-        err = dead_for_sure(p, h, fd);
-    ucmi_file_close(p, fd);
-    return !err || err == -EBADMSG;
-}
 
 static void replay_record(void *arg, const struct ucmi_record *r)
 {
@@ -358,6 +295,7 @@ static int write_head(struct ucmi_posix *p, struct ucmi_lane *lane, struct ucmi_
     struct ucmi_own *own = lane->own;
     struct ucmi_record r = {.op = UCMI_EPOCH};
 
+    own->sure_ns = ucmi_now_ns();
     r.epoch = h->epoch = MAX(h->epoch, own->tail.pos.epoch) + 1;
     h->owner = own->owner;
     h->pid = (uint64_t)getpid();
@@ -419,7 +357,7 @@ static int open_journal(struct ucmi_posix *p, struct ucmi_lane *lane, struct ucm
         return fd;
     int err = ucmi_journal_header_read(fd, h);
     if (!err)
-        err = dead_for_sure(p, h, fd);
+        err = ucmi_lane_dead_for_sure(p, h, fd);
     if (err < 0) {
         ucmi_file_close(p, fd);
         return err;
@@ -509,6 +447,11 @@ static int take(struct ucmi_posix *p, struct ucmi_lane *lane)
     if (lock < 0)
         return lock;
     int err = ucmi_lock_try(lock);
+    if (err == -EAGAIN) {
+        ucmi_file_close(p, lock);
+        lock = ucmi_lane_lock_anew(p, lane);
+        err = MIN(lock, 0);
+    }
     if (!err && (ucmi_file_stat(p, lock, &st) < 0 || st.st_nlink == 0))
         err = -ENOENT; /* it was removed while we came */
     if (err < 0) {
@@ -627,35 +570,6 @@ int ucmi_own_any(struct ucmi_posix *p, struct ucmi_lane **lane_p)
                        ucmi_file_error(err));
     }
     return err;
-}
-
-/* A server tells clients that a directory has changed by its time of change, which goes in ticks:
- * who looked at it between two changes of one tick would never hear of the second.  So there is one
- * more change, a little later. */
-void ucmi_own_tell(struct ucmi_posix *p)
-{
-    if (p->network)
-        p->tell_ns = ucmi_now_ns() + TELL_NS;
-}
-
-/* Tells other nodes, which may not see our locks, that somebody lives here, and what is new. */
-uint64_t ucmi_own_beat(struct ucmi_posix *p)
-{
-    uint64_t now = ucmi_now_ns();
-    if (!p->network || !p->nown)
-        return UINT64_MAX;
-    if (p->tell_ns && now >= p->tell_ns) {
-        futimens(p->ns_fd, NULL); /* not ours to change: then its maker does */
-        for (unsigned i = 0; i < p->nown; i++)
-            futimens(p->own[i]->dir, NULL);
-        p->tell_ns = 0;
-    }
-    if (now >= p->beat_ns) {
-        for (unsigned i = 0; i < p->nown; i++)
-            futimens(p->own[i]->journal, NULL); /* where it fails the next append will tell */
-        p->beat_ns = now + BEAT_S * UINT64_C(1000000000);
-    }
-    return p->tell_ns ? MIN(p->beat_ns, p->tell_ns) : p->beat_ns;
 }
 
 /* ---- letting go ---- */

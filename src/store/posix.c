@@ -102,6 +102,7 @@ static int init_moves(struct ucmi_posix *p)
 {
     STAILQ_INIT(&p->loads);
     STAILQ_INIT(&p->dumps);
+    STAILQ_INIT(&p->again);
     STAILQ_INIT(&p->to_send);
     STAILQ_INIT(&p->stash);
     STAILQ_INIT(&p->idle);

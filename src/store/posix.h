@@ -10,6 +10,7 @@
  * commit.c      records on their way into a journal; compaction
  * lane.c        lanes that are followed: finding them, reading their journals, their segments
  * own.c         lanes that are written: taking, replaying, letting go
+ * alive.c       who lives in a lane: locks, silence, signs of life
  * room.c        slots for new blocks: growing, evicting, reclaiming
  * bound.c       what the directory holds, and that it stays within the capacity
  *
@@ -39,7 +40,7 @@ struct ucmi_job;
 struct ucmi_part { /* a slice here */
     struct ucmi_job *job;
     struct ucm_slice *s;
-    STAILQ_ENTRY(ucmi_part) next; /* of those that wait for a block to be stored */
+    STAILQ_ENTRY(ucmi_part) next; /* of those that wait for a block, or a segment */
 };
 STAILQ_HEAD(ucmi_part_list, ucmi_part);
 
@@ -182,6 +183,7 @@ struct ucmi_posix {
     struct ucmi_lane *own[64];
     unsigned nown;
     struct ucmi_job_list loads, dumps;
+    struct ucmi_part_list again;   /* loads that wait for a segment to be opened again */
     unsigned loads_out, dumps_out; /* moves in flight */
     struct ucmi_move *moves;
     struct ucmi_move_list idle;
@@ -323,9 +325,10 @@ int ucmi_seg_fd(struct ucmi_posix *p, struct ucmi_lane *lane, uint32_t segment, 
 /* A move reads or writes the slot: its segment stays open, our own slot is not given away. */
 void ucmi_seg_hold(struct ucmi_move *m);
 void ucmi_seg_release(struct ucmi_posix *p, struct ucmi_move *m);
-/* Has the file that was read been unlinked?  1: it is closed, so that the one of that name now is
- * opened; -EBUSY: others read it still; 0: no. */
-int ucmi_seg_replaced(struct ucmi_posix *p, struct ucmi_lane *lane, uint32_t place);
+/* Has the file that was read been unlinked? */
+bool ucmi_seg_replaced(struct ucmi_posix *p, struct ucmi_lane *lane, uint32_t place);
+/* If so, closes it, so that the one of that name now is opened; false: it is still being read. */
+bool ucmi_seg_renew(struct ucmi_posix *p, struct ucmi_lane *lane, uint32_t place);
 int ucmi_seg_reserve(struct ucmi_lane *lane, uint32_t segment);
 void ucmi_seg_close(struct ucmi_posix *p, struct ucmi_seg *seg);
 /* Closes what others' segments are open and idle, for the space of one that is removed is only free
@@ -353,12 +356,7 @@ int ucmi_own_adopt(struct ucmi_posix *p, bool any_rank, struct ucmi_lane **lane_
  * take it. */
 void ucmi_own_lose(struct ucmi_posix *p, struct ucmi_lane *lane, const char *why, int err);
 void ucmi_own_drain(struct ucmi_posix *p, struct ucmi_lane *lane);
-/* Says that we live, when it is time; returns when it is again. */
-uint64_t ucmi_own_beat(struct ucmi_posix *p);
-void ucmi_own_tell(struct ucmi_posix *p);
 void ucmi_own_release(struct ucmi_posix *p, struct ucmi_lane *lane);
-/* Is it still ours?  Before each append. */
-int ucmi_own_check(struct ucmi_posix *p, struct ucmi_lane *lane);
 /* An OPEN slot that came to nothing, or a LEAVING one whose record is written. */
 void ucmi_own_free_slot(struct ucmi_posix *p, struct ucmi_lane *lane, uint32_t place);
 void ucmi_own_remove_segment(struct ucmi_posix *p, struct ucmi_lane *lane, uint32_t segment);
@@ -368,10 +366,6 @@ static inline struct ucmi_slot *ucmi_own_slot(const struct ucmi_lane *lane, uint
     return &lane->segs[place / lane->slots].slots[place % lane->slots];
 }
 uint64_t ucmi_random_word(void);
-/* Whether nobody can be writing the lane in this directory, whose lock is ours: reads the journal's
- * header into p->read_buf. */
-bool ucmi_lane_is_dead(struct ucmi_posix *p, int dir);
-int ucmi_lock_try(int fd);
 /* Makes an empty journal file with room for len bytes; a descriptor or -errno. */
 int ucmi_journal_create(struct ucmi_posix *p, const struct ucmi_lane *lane, const char *name,
                         uint64_t len);
@@ -400,6 +394,26 @@ void ucmi_bound_yield(struct ucmi_posix *p);
 typedef void ucmi_entry_fn(void *arg, int dir, const char *name, const struct stat *st);
 /* Calls fn for all entries of a directory but . and .. */
 int ucmi_each_entry(struct ucmi_posix *p, int at, const char *path, ucmi_entry_fn *fn, void *arg);
+
+/* ---- alive.c ---- */
+
+/* Whether nobody can be writing the lane in this directory, whose lock is ours: reads the journal's
+ * header into p->read_buf. */
+bool ucmi_lane_is_dead(struct ucmi_posix *p, int dir);
+int ucmi_lock_try(int fd);
+/* The same of a header that was read from fd.  0, -EBUSY. */
+int ucmi_lane_dead_for_sure(const struct ucmi_posix *p, const struct ucmi_journal_header *h,
+                            int fd);
+/* A lock that nobody has, for a lane whose lock is held by the dead; -EAGAIN: it is not. */
+int ucmi_lane_lock_anew(struct ucmi_posix *p, const struct ucmi_lane *lane);
+/* Is it still ours?  Before each append. */
+int ucmi_own_check(struct ucmi_posix *p, struct ucmi_lane *lane);
+/* The same before a slot of it is used; else it is lost. */
+bool ucmi_own_sure(struct ucmi_posix *p, struct ucmi_lane *lane);
+/* Says that we live, and what is new, when it is time; returns when it is again. */
+uint64_t ucmi_own_beat(struct ucmi_posix *p);
+/* There is something new in our directories. */
+void ucmi_own_tell(struct ucmi_posix *p);
 
 /* ---- room.c ---- */
 

@@ -195,6 +195,8 @@ static void go_on(struct ucmi_posix *p, struct ucmi_move *m)
 
 static int outcome(const struct ucm_io *io, size_t want)
 {
+    if (io->res == -ESTALE) /* somebody has removed the segment, on another client of the server */
+        return -EIO;
     return io->res < 0 ? (int)io->res : (size_t)io->res < want ? -EIO : 0;
 }
 

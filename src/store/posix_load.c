@@ -98,19 +98,20 @@ static void finish(struct ucmi_posix *p, struct ucmi_move *m)
     if (!err)
         err = check_shards(p, m);
     ucmi_count(c, UCMI_DISK_READS, 1);
+    bool other = err == -ENOENT || err == -ESTALE || err == -EBADMSG;
+    bool replaced = other && ucmi_seg_replaced(p, lane, m->place);
     if (!err) {
         ucmi_count(c, UCMI_DISK_READ_BYTES, (int64_t)(m->nshards * p->geo->shard_size));
         touch(p, m);
+    } else if (replaced || (other && err != -EBADMSG)) {
+        ucmi_count(c, UCMI_DISK_STALE, 1);
+        if (!replaced)
+            drop(p, lane, &e);
+        err = -ENOENT;
     } else if (err == -EBADMSG) {
         ucmi_count(c, UCMI_DISK_BAD, 1);
         log_bad(p, m);
         drop(p, lane, &e);
-    } else if (err == -ENOENT || err == -ESTALE) {
-        ucmi_count(c, UCMI_DISK_STALE, 1);
-        int replaced = ucmi_seg_replaced(p, lane, m->place);
-        if (!replaced)
-            drop(p, lane, &e);
-        err = replaced < 0 ? -EBUSY : -ENOENT;
     } else {
         ucmi_count(c, UCMI_DISK_ERRORS, 1);
         if (!passing(p, err))
@@ -121,7 +122,7 @@ static void finish(struct ucmi_posix *p, struct ucmi_move *m)
     if (err == -ENOENT)
         ucmi_load_start(p, part); /* it may be elsewhere too */
     else
-        ucmi_part_done(part, UCM_RELEASED, err == -EBUSY ? -ENOENT : err);
+        ucmi_part_done(part, UCM_RELEASED, err);
 }
 
 static void heard(struct ucmi_posix *p, struct ucmi_move *m, const struct ucm_io *io, size_t want)
@@ -158,8 +159,8 @@ static int may_start(const struct ucmi_posix *p, const struct ucmi_job *job)
     return ucmi_now_ns() >= job->deadline_ns ? -ETIMEDOUT : 0;
 }
 
-/* Where the block is, its segment open; -ENOENT.  Who asked for the load may have seen a record
- * that this process has not read yet. */
+/* Where the block is, its segment open; -ENOENT; -EINPROGRESS: when its segment is.  Who asked for
+ * the load may have seen a record that this process has not read yet. */
 static int find(struct ucmi_posix *p, const struct ucmi_part *part, struct ucmi_entry *e)
 {
     const ucm_key *key = &part->s->key;
@@ -178,6 +179,8 @@ static int find(struct ucmi_posix *p, const struct ucmi_part *part, struct ucmi_
                                  .lane = at->lane,
                                  .rank = rank};
         struct ucmi_lane *lane = p->lanes[at->lane];
+        if (!ucmi_seg_renew(p, lane, at->place))
+            return -EINPROGRESS;
         int fd = ucmi_seg_fd(p, lane, at->place / lane->slots, false);
         if (fd >= 0 || passing(p, fd))
             return MIN(fd, 0);
@@ -196,6 +199,10 @@ void ucmi_load_start(struct ucmi_posix *p, struct ucmi_part *part)
 
     if (!err)
         err = find(p, part, &e);
+    if (err == -EINPROGRESS) {
+        STAILQ_INSERT_TAIL(&p->again, part, next);
+        return;
+    }
     if (!err) {
         m = ucmi_move_new(p, part);
         err = ucmi_move_pieces(p, m);

@@ -190,8 +190,23 @@ static void start_dump(struct ucmi_posix *p)
         p->retry_ns = UINT64_MAX; /* until a slot comes free */
 }
 
+static void start_again(struct ucmi_posix *p)
+{
+    struct ucmi_part_list again = STAILQ_HEAD_INITIALIZER(again);
+    struct ucmi_part *part;
+    STAILQ_CONCAT(&again, &p->again);
+    while ((part = STAILQ_FIRST(&again))) {
+        STAILQ_REMOVE_HEAD(&again, next);
+        if (STAILQ_EMPTY(&p->idle) && ucmi_now_ns() < part->job->deadline_ns)
+            STAILQ_INSERT_TAIL(&p->again, part, next);
+        else
+            ucmi_load_start(p, part); /* which may put it back */
+    }
+}
+
 static void start_slices(struct ucmi_posix *p)
 {
+    start_again(p);
     unsigned depth = (unsigned)p->o->io_depth, for_loads = depth - depth / 4;
 
     while (!STAILQ_EMPTY(&p->idle)) {
@@ -502,6 +517,8 @@ static int sleep_ms(struct ucmi_posix *p, uint64_t closing_ns)
     uint64_t now = ucmi_now_ns(), until = MIN(ucmi_blocks_deadline(p), ucmi_own_beat(p));
     until = MIN(until, ucmi_segs_let_go(p));
 
+    if (!STAILQ_EMPTY(&p->again))
+        until = MIN(until, STAILQ_FIRST(&p->again)->job->deadline_ns);
     if (!STAILQ_EMPTY(&p->loads))
         until = MIN(until, STAILQ_FIRST(&p->loads)->deadline_ns);
     if (!STAILQ_EMPTY(&p->dumps))

@@ -368,7 +368,7 @@ static bool take_free(struct ucmi_posix *p, struct ucmi_lane **lane_p, uint32_t 
 {
     for (unsigned i = 0; i < p->nown; i++) {
         struct ucmi_own *own = p->own[i]->own;
-        if (own->lost || !own->nfree)
+        if (own->lost || !own->nfree || !ucmi_own_sure(p, p->own[i]))
             continue;
         *lane_p = p->own[i];
         *place_p = own->free[--own->nfree];
