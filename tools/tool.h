@@ -13,6 +13,7 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
+#include <sys/types.h>
 
 #include "ucm.h"
 
@@ -97,6 +98,16 @@ void report_table_end(struct report *r);
 void report_close(struct report *r);
 /* "64 KiB"; buf of at least 16 bytes is returned. */
 char *human_size(double bytes, char *buf, size_t len);
+
+/* ---- what a directory is mounted from ---- */
+
+struct mount_facts {
+    char type[32];     /* of the file system */
+    char options[256]; /* of NFS: those that matter */
+    char warning[512]; /* what is not good, or "" */
+};
+/* Finds the device in the text of /proc/self/mountinfo; returns whether it is there. */
+int mount_look(FILE *mountinfo, dev_t dev, struct mount_facts *m);
 
 extern const struct verb verb_bench, verb_ls, verb_stat, verb_verify;
 

@@ -277,6 +277,24 @@ static int seen_before(const struct look *l, size_t i)
     return 0;
 }
 
+/* Those who keep no mountinfo say nothing of it. */
+static void stat_mount(struct report *r, const char *dir)
+{
+    struct mount_facts m = {.type = ""};
+    struct stat st;
+    FILE *f = fopen("/proc/self/mountinfo", "re");
+
+    if (f && stat(dir, &st) == 0)
+        mount_look(f, st.st_dev, &m);
+    if (f)
+        fclose(f);
+    report_text(r, "fs_type", m.type);
+    if (*m.options || r->json)
+        report_text(r, "fs_options", m.options);
+    if (*m.warning || r->json)
+        report_text(r, "fs_warning", m.warning);
+}
+
 static void stat_totals(struct look *l, const char *dir)
 {
     struct report *r = &l->report;
@@ -297,6 +315,7 @@ static void stat_totals(struct look *l, const char *dir)
     report_number(r, "blocks", COLUMN_COUNT, (double)sum.blocks);
     report_number(r, "bytes", COLUMN_SIZE, (double)sum.bytes);
     report_number(r, "unreadable", COLUMN_COUNT, (double)sum.error);
+    stat_mount(r, dir);
     if (statvfs(dir, &fs) == 0) {
         report_number(r, "fs_free", COLUMN_SIZE, (double)fs.f_bavail * (double)fs.f_frsize);
         report_number(r, "fs_size", COLUMN_SIZE, (double)fs.f_blocks * (double)fs.f_frsize);
@@ -457,7 +476,8 @@ const struct verb verb_stat = {
     .help = "totals of a storage backend, by namespace",
     .about =
         "Adds up a storage backend: namespaces and what each is for, lanes, blocks, bytes, and the "
-        "room left on the filesystem. Reads only; engines may be running.",
+        "room left on the filesystem. Says which filesystem that is, how it is mounted if it is "
+        "NFS, and what of that is not good for a backend. Reads only; engines may be running.",
     .opts = plain_opts,
     .size = sizeof(struct look),
     .min_operands = 1,

@@ -160,6 +160,10 @@ class Store(Tool):
         self.assertIn("tests of the tool", stat["by_namespace"][0]["text"])
         self.assertEqual(stat["by_namespace"][0]["shard_size"], BLOCK // 4)
         self.ends(ucm("stat", self.dir), GOOD, out="tests of the tool")
+        kind = subprocess.run(["stat", "-f", "-c", "%T", self.dir], capture_output=True, text=True).stdout
+        if stat["fs_type"] in ("ext4", "xfs", "tmpfs"):
+            self.assertIn(stat["fs_type"][:3], kind)
+            self.assertEqual((stat["fs_options"], stat["fs_warning"]), ("", ""))
 
     def test_bytes_are_what_the_disk_says(self):
         files = [p for p in self.dir.rglob("*") if p.is_file()]
