@@ -251,6 +251,8 @@ struct ucm_lane_info {
 struct ucm_block_info {
     ucm_key key;
     uint32_t segment, slot, depth;
+    int64_t used;   /* last use that was written down, in seconds since 1970 */
+    int64_t pinned; /* until when it is not evicted; 0: it is not pinned */
     int err; /* with UCM_INSPECT_VERIFY: 0, -EBADMSG, or the error met in reading it */
 };
 struct ucm_inspect {
@@ -262,6 +264,52 @@ struct ucm_inspect {
 #define UCM_INSPECT_VERIFY 1u /* read every block and check it */
 /* Visits all lanes of all namespaces below a backend directory.  Reads only. */
 UCM_API int ucm_inspect(const char *backend, const struct ucm_inspect *how);
+
+/* ---- changing what a storage backend holds (no store needed, engines may be running) ----
+ *
+ * What is in lanes that nobody owns is changed at once.  The owners of the others are asked, and
+ * answer when they next do something, or at once where they run on this kernel.  A block that was
+ * stored, or used, after the call began is left alone.
+ */
+struct ucm_manage_info;
+enum ucm_manage_op {
+    UCM_MANAGE_RM,     /* drop blocks */
+    UCM_MANAGE_REPAIR, /* drop blocks that fail their check */
+    UCM_MANAGE_PIN,    /* do not evict blocks before `until` */
+    UCM_MANAGE_UNPIN,
+    UCM_MANAGE_GC /* give up segments, coldest first, until `capacity` holds all; no pinned block */
+};
+struct ucm_manage {
+    enum ucm_manage_op op;
+    /* which blocks: all that fit what is given */
+    const char *ns;  /* digest of a namespace, or the first 8 digits at least, or its text; or NULL */
+    const char *key; /* first hex digits of the key, or NULL */
+    int64_t before;  /* RM: last used before that, in seconds since 1970; 0: whenever */
+    int64_t until;   /* PIN: seconds since 1970 */
+    uint64_t capacity; /* GC: bytes */
+    int timeout_ms;    /* how long to wait for owners when none answers */
+    void *arg;
+    /* RM, REPAIR: is it one of these?  NULL: yes.  (info: pinned, used and err are not told.) */
+    int (*want)(void *arg, const char *ns, const char *lane, const struct ucm_block_info *info);
+    /* what was done in each lane that holds such blocks, or could not be read; may be NULL */
+    void (*lane)(void *arg, const struct ucm_manage_info *lane);
+};
+struct ucm_manage_info {
+    const char *ns, *lane;
+    int live;            /* was owned, so its owner was asked */
+    uint64_t chosen;     /* blocks that fit */
+    uint64_t done, kept; /* changed; left alone: good, used since, or gone before they were pinned */
+    uint64_t left;       /* not answered, or not written */
+    uint64_t segments;   /* given up */
+    int err;             /* why something is left, or the lane cannot be read */
+};
+struct ucm_manage_total {
+    uint64_t namespaces, lanes, chosen, done, kept, left, segments, unreadable;
+    uint64_t bytes; /* GC: what the backend holds now, as posix_capacity_gb counts */
+};
+/* 0: all was tried, and total_p says what came of it. */
+UCM_API int ucm_manage(const char *backend, const struct ucm_manage *how,
+                       struct ucm_manage_total *total_p);
 
 /* ================= Part 2: writing a tier, a device or an I/O engine ==========================
  *

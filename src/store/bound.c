@@ -82,7 +82,7 @@ static void add_file(void *arg, int dir, const char *name, const struct stat *st
         ucmi_each_entry(w->p, dir, name, add_file, w);
 }
 
-static int used_bytes(struct ucmi_posix *p, uint64_t *bytes)
+int ucmi_bound_used(struct ucmi_posix *p, uint64_t *bytes)
 {
     struct walk w = {.p = p};
     int err = ucmi_each_entry(p, p->root_fd, ".", add_file, &w);
@@ -114,7 +114,7 @@ int ucmi_bound_lock(struct ucmi_posix *p)
 int ucmi_bound_check(struct ucmi_posix *p, uint64_t more)
 {
     uint64_t used = 0;
-    int err = p->capacity ? used_bytes(p, &used) : 0;
+    int err = p->capacity ? ucmi_bound_used(p, &used) : 0;
     return err < 0 ? err : p->capacity && used + more > p->capacity ? -ENOSPC : 0;
 }
 
@@ -132,8 +132,9 @@ int ucmi_bound_for_lane(struct ucmi_posix *p)
 
 /* ---- a smaller bound than the last owner had ---- */
 
-/* Nothing under way in it, and the tick of its last use is the lowest. */
-static bool coldest_segment(const struct ucmi_lane *lane, uint32_t *segment, uint32_t *tick)
+/* Nothing under way in it, nothing pinned in it now, and the tick of its last use is the lowest. */
+static bool coldest_segment(const struct ucmi_lane *lane, uint32_t now, uint32_t *segment,
+                            uint32_t *tick)
 {
     bool any = false;
     for (uint32_t g = 0; g < lane->nsegs; g++) {
@@ -143,8 +144,10 @@ static bool coldest_segment(const struct ucmi_lane *lane, uint32_t *segment, uin
         for (uint32_t i = 0; !busy && i < lane->slots; i++) {
             const struct ucmi_slot *slot = &seg->slots[i];
             busy = slot->state != UCMI_DISK_FREE && slot->state != UCMI_DISK_LIVE;
-            if (slot->state == UCMI_DISK_LIVE)
-                last = MAX(last, slot->tick);
+            if (slot->state != UCMI_DISK_LIVE)
+                continue;
+            last = MAX(last, slot->tick);
+            busy = ucmi_slot_pinned(slot, now);
         }
         if (!busy && (!any || last <= *tick)) {
             *segment = g;
@@ -155,7 +158,7 @@ static bool coldest_segment(const struct ucmi_lane *lane, uint32_t *segment, uin
     return any;
 }
 
-static int give_up_segment(struct ucmi_posix *p, struct ucmi_lane *lane, uint32_t segment)
+int ucmi_bound_give_up(struct ucmi_posix *p, struct ucmi_lane *lane, uint32_t segment)
 {
     struct ucmi_seg *seg = &lane->segs[segment];
     struct ucmi_record *v = malloc(lane->slots * sizeof *v);
@@ -170,6 +173,7 @@ static int give_up_segment(struct ucmi_posix *p, struct ucmi_lane *lane, uint32_
         ucmi_own_lose(p, lane, "another process has taken it", err);
         return err;
     }
+    ucmi_commit_unsay(lane, segment);
     pthread_rwlock_wrlock(&p->lock);
     for (uint32_t i = 0; i < lane->slots; i++) {
         struct ucmi_slot *slot = &seg->slots[i];
@@ -195,19 +199,47 @@ static int give_up_segment(struct ucmi_posix *p, struct ucmi_lane *lane, uint32_
     return ucmi_file_remove(p, lane->dir, name, 0);
 }
 
-static int shrink_step(struct ucmi_posix *p)
+enum { PINNED_TOO = UINT32_MAX }; /* as if all pins had ended */
+
+static int give_up_one(struct ucmi_posix *p, uint32_t now)
 {
     for (unsigned i = 0; i < p->nown; i++) {
         struct ucmi_lane *lane = p->own[i];
         uint32_t segment = 0, tick = 0;
         if (!lane->own->lost && lane->own->stage == UCMI_COMMIT_IDLE &&
-            coldest_segment(lane, &segment, &tick))
-            return give_up_segment(p, lane, segment);
+            coldest_segment(lane, now, &segment, &tick))
+            return ucmi_bound_give_up(p, lane, segment);
     }
+    return -ESRCH;
+}
+
+/* Pinned blocks go last: the bound is the bound. */
+static int shrink_step(struct ucmi_posix *p)
+{
     struct ucmi_lane *lane;
-    if (ucmi_own_adopt(p, true, &lane) == 0)
-        return 0;
-    return ucmi_room_reclaim(p, UINT32_MAX);
+    int err = give_up_one(p, ucmi_tick((uint64_t)time(NULL)));
+    if (err == -ESRCH)
+        err = ucmi_own_adopt(p, true, &lane);
+    if (err == -ENOENT)
+        err = ucmi_room_reclaim(p, UINT32_MAX, false);
+    if (err == -ENOENT)
+        err = give_up_one(p, PINNED_TOO);
+    return err == -ESRCH ? ucmi_room_reclaim(p, UINT32_MAX, true) : err;
+}
+
+void ucmi_bound_shrink(struct ucmi_posix *p, struct ucmi_lane *lane, uint32_t segments)
+{
+    uint32_t now = ucmi_tick((uint64_t)time(NULL)), has = 0, segment, tick;
+    for (uint32_t g = 0; g < lane->nsegs; g++)
+        has += lane->segs[g].slots != NULL;
+    for (; has > segments && lane->own->stage == UCMI_COMMIT_IDLE &&
+           coldest_segment(lane, now, &segment, &tick);
+         has--) {
+        if (ucmi_bound_give_up(p, lane, segment) < 0)
+            return;
+        if (lane->own->total) /* else there is nothing to evict from */
+            p->full_until_ns = ucmi_now_ns() + REGROW_NS;
+    }
 }
 
 /* Again and again, until all fits: somebody else may be counting, a segment be read just now. */
@@ -275,7 +307,8 @@ void ucmi_bound_yield(struct ucmi_posix *p)
     if (!lane)
         return; /* records fly: after them */
     p->yield_ns = now + YIELD_NS;
-    if (wanted(p, ucmi_lane_segment(lane)) && coldest_segment(lane, &segment, &tick) &&
-        give_up_segment(p, lane, segment) == 0)
+    if (wanted(p, ucmi_lane_segment(lane)) &&
+        coldest_segment(lane, ucmi_tick((uint64_t)time(NULL)), &segment, &tick) &&
+        ucmi_bound_give_up(p, lane, segment) == 0)
         p->full_until_ns = now + REGROW_NS;
 }

@@ -52,6 +52,19 @@ int ucmi_commit_add(struct ucmi_lane *lane, const struct ucmi_record *r, struct 
     return 0;
 }
 
+void ucmi_commit_unsay(struct ucmi_lane *lane, uint32_t segment)
+{
+    struct ucmi_batch *b = &lane->own->pending;
+    size_t kept = 0;
+    for (size_t i = 0; i < b->n; i++) {
+        if (b->r[i].op == UCMI_PUT && !b->block[i] && b->r[i].segment == segment)
+            continue;
+        b->r[kept] = b->r[i];
+        b->block[kept++] = b->block[i];
+    }
+    b->n = kept;
+}
+
 /* Once a tick; and it is only advice: it never makes a journal longer than its room. */
 void ucmi_commit_touch(struct ucmi_posix *p, const ucm_key *key)
 {
@@ -82,6 +95,7 @@ struct ucmi_record ucmi_commit_record(const struct ucmi_slot *slot, enum ucmi_op
 {
     return (struct ucmi_record){
         .op = op,
+        .flags = op == UCMI_PUT && slot->pinned ? UCMI_PINNED : 0,
         .rank = slot->rank,
         .key = slot->key,
         .segment = place / lane->slots,
@@ -93,8 +107,6 @@ struct ucmi_record ucmi_commit_record(const struct ucmi_slot *slot, enum ucmi_op
 }
 
 /* ---- the end of a commit ---- */
-
-static void compact(struct ucmi_posix *p, struct ucmi_lane *lane);
 
 static uint32_t place_of(const struct ucmi_lane *lane, const struct ucmi_record *r)
 {
@@ -108,7 +120,7 @@ static void publish(struct ucmi_posix *p, struct ucmi_lane *lane)
     pthread_rwlock_wrlock(&p->lock);
     for (size_t i = 0; i < own->flying.n; i++) {
         const struct ucmi_record *r = &own->flying.r[i];
-        if (r->op != UCMI_PUT)
+        if (r->op != UCMI_PUT || !own->flying.block[i]) /* else said again: nothing new */
             continue;
         struct ucmi_entry entry = {.key = r->key,
                                    .place = place_of(lane, r),
@@ -148,8 +160,7 @@ static void over(struct ucmi_posix *p, struct ucmi_lane *lane, int err)
         else if (b->block[i])
             ucmi_block_stored(p, b->block[i], 0);
     b->n = 0;
-    if (own->records > 4 * (uint64_t)own->live + own->compact_slack)
-        compact(p, lane);
+    ucmi_commit_tidy(p, lane, false);
 }
 
 /* ---- its stages ---- */
@@ -425,4 +436,11 @@ static void compact(struct ucmi_posix *p, struct ucmi_lane *lane)
     own->compact_slack += UCMI_COMPACT_SLACK / 4;
     if (own->compact_slack >= 2 * UCMI_COMPACT_SLACK)
         ucmi_own_lose(p, lane, "its journal is full", err);
+}
+
+void ucmi_commit_tidy(struct ucmi_posix *p, struct ucmi_lane *lane, bool anyway)
+{
+    const struct ucmi_own *own = lane->own;
+    if (anyway || own->records > 4 * (uint64_t)own->live + own->compact_slack)
+        compact(p, lane);
 }

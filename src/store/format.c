@@ -76,5 +76,26 @@ int ucmi_journal_header_check(const struct ucmi_journal_header *h)
 
 bool ucmi_record_check(const struct ucmi_record *r)
 {
-    return r->op >= UCMI_PUT && r->op <= UCMI_MOVED && r->sum == record_sum(r);
+    return r->op >= UCMI_PUT && r->op <= UCMI_SHRINK && r->sum == record_sum(r);
+}
+
+int ucmi_block_check(const void *at, const struct ucmi_journal_header *head,
+                     const struct ucmi_record *put)
+{
+    const struct ucmi_slot_header *h = at;
+    if (ucmi_slot_header_check(h) < 0 || memcmp(h->ns, head->ns, sizeof h->ns) != 0 ||
+        h->rank != put->rank || !ucmi_key_eq(&h->key, &put->key) ||
+        (uint32_t)h->sum != put->header_sum || h->nshards != head->nshards ||
+        h->shard_size != head->shard_size)
+        return -EBADMSG;
+    for (uint32_t i = 0; i < h->nshards; i++)
+        if (ucmi_hash64((const char *)at + UCMI_PAGE + i * h->shard_size, h->shard_size, 0) !=
+            h->shard_sum[i])
+            return -EBADMSG;
+    return 0;
+}
+
+uint32_t ucmi_lane_hash(const char *name)
+{
+    return (uint32_t)ucmi_hash64(name, strlen(name), RECORD_SEED) | 1;
 }

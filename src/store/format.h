@@ -39,19 +39,28 @@ enum ucmi_op {
     UCMI_DEL,     /* it does no more */
     UCMI_TOUCH,   /* someone used it, wherever it lies; segment and slot are 0 */
     UCMI_EPOCH, /* a new owner begins; the only record whose epoch is higher than the last one's */
-    UCMI_MOVED  /* the journal goes on in a file of the next generation */
+    UCMI_MOVED, /* the journal goes on in a file of the next generation */
+    /* Asked of the owner of another lane, who answers with a DEL or a PUT of that block: */
+    UCMI_FORGET, /* drop it, if it was last used before `tick` */
+    UCMI_PIN,    /* keep it until `tick`; 0: no longer */
+    UCMI_SHRINK  /* of no block: have at most `segment` segments */
+};
+enum {
+    UCMI_PINNED = 1, /* of a PUT: not to be evicted before `tick` */
+    UCMI_IF_BAD = 2  /* of a FORGET: if it fails its check */
 };
 struct ucmi_record {
     uint64_t seq; /* of the first record of a lane 1, then one more each, over all generations */
     uint32_t epoch;
-    uint8_t op, zero;
+    uint8_t op, flags;
     uint16_t rank;
     ucm_key key;
-    uint32_t segment, slot, depth;
+    uint32_t segment, slot;
+    uint32_t depth;      /* of what is asked: the tick when that is no longer wanted */
     uint32_t tick;       /* last use: seconds since 1970 >> UCMI_TICK_SHIFT */
     uint32_t header_sum; /* low half of the slot header's sum: which header was published */
-    uint32_t zero2;
-    uint64_t sum; /* of all before it */
+    uint32_t lane;       /* of what is asked: which lane, ucmi_lane_hash of its name */
+    uint64_t sum;        /* of all before it */
 };
 _Static_assert(sizeof(struct ucmi_record) == 64, "64 records fill a page");
 enum {
@@ -90,6 +99,12 @@ void ucmi_record_seal(struct ucmi_record *r);
 int ucmi_slot_header_check(const struct ucmi_slot_header *h);
 int ucmi_journal_header_check(const struct ucmi_journal_header *h);
 bool ucmi_record_check(const struct ucmi_record *r);
+
+/* Is this the block that was published: identity, header and all bytes?  at: the slot; head: of the
+ * journal that tells of it.  0 or -EBADMSG. */
+int ucmi_block_check(const void *at, const struct ucmi_journal_header *head,
+                     const struct ucmi_record *put);
+uint32_t ucmi_lane_hash(const char *name); /* not 0 */
 
 /* Whether segment and slot can be: place is then segment * slots + slot, in 32 bits. */
 static inline bool ucmi_place_of(const struct ucmi_record *r, uint32_t slots, uint32_t *place)

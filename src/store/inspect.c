@@ -7,6 +7,7 @@
  * in the journal before it is called so: its slot may have gone to another in the meantime.
  */
 #include "store/lane.h"
+#include "store/table.h"
 
 #include <ctype.h>
 #include <dirent.h>
@@ -18,18 +19,6 @@
 
 enum { READ_BUF = 1 << 20 };
 
-struct live {
-    ucm_key key;
-    uint32_t depth, header_sum;
-    uint16_t rank;
-    bool there;
-};
-struct table {          /* of one lane: what lies where */
-    struct live **segs; /* NULL: nothing in it */
-    uint32_t nsegs, slots;
-    uint64_t records;
-    bool failed; /* out of memory */
-};
 struct inspection {
     const struct ucm_inspect *how;
     struct ucm_lane_info info;
@@ -37,12 +26,10 @@ struct inspection {
     void *buf; /* READ_BUF */
     struct ucmi_journal_header *head;
     uint8_t *block; /* header and block */
-    struct table table;
+    struct ucmi_table table;
 };
 
-/* Below the backend anybody may have put anything: links are not followed, FIFOs and devices not
- * waited for.  -ELOOP: no regular file. */
-static int open_below(int dir, const char *name)
+int ucmi_open_below(int dir, const char *name)
 {
     struct stat st;
     int fd = openat(dir, name, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY | O_CLOEXEC);
@@ -58,96 +45,20 @@ static int open_dir(int at, const char *name)
     return fd < 0 ? -errno : fd;
 }
 
-/* ---- a journal ---- */
-
-static struct live *segment_of(struct table *t, uint32_t segment)
+static int read_journal(struct inspection *in, struct ucmi_table *t)
 {
-    if (segment >= t->nsegs) {
-        struct live **v = realloc(t->segs, (segment + 1) * sizeof *v);
-        if (!v)
-            return NULL;
-        memset(v + t->nsegs, 0, (segment + 1 - t->nsegs) * sizeof *v);
-        t->segs = v;
-        t->nsegs = segment + 1;
-    }
-    if (!t->segs[segment])
-        t->segs[segment] = calloc(t->slots, sizeof *t->segs[segment]);
-    return t->segs[segment];
-}
-
-static void note(void *arg, const struct ucmi_record *r)
-{
-    struct table *t = arg;
-    t->records++;
-    uint32_t place;
-    if ((r->op != UCMI_PUT && r->op != UCMI_DEL) || !ucmi_place_of(r, t->slots, &place))
-        return;
-    struct live *seg = segment_of(t, r->segment);
-    if (!seg) {
-        t->failed = true;
-        return;
-    }
-    struct live *at = &seg[r->slot];
-    if (r->op == UCMI_PUT)
-        *at = (struct live){.key = r->key,
-                            .depth = r->depth,
-                            .header_sum = r->header_sum,
-                            .rank = r->rank,
-                            .there = true};
-    else if (ucmi_key_eq(&at->key, &r->key))
-        at->there = false;
-}
-
-static void table_free(struct table *t)
-{
-    for (uint32_t g = 0; g < t->nsegs; g++)
-        free(t->segs[g]);
-    free(t->segs);
-    *t = (struct table){0};
-}
-
-static int read_journal(struct inspection *in, struct table *t)
-{
-    int fd = open_below(in->dir, "journal");
-    if (fd < 0)
-        return fd;
-    int err = ucmi_journal_header_read(fd, in->head);
-    *t = (struct table){.slots = in->head->slots};
-    struct ucmi_jpos pos = ucmi_jpos_first(in->head);
-    for (bool moved = true; !err && moved;) { /* behind MOVED it goes on if the rename failed */
-        moved = false;
-        err = ucmi_journal_read(fd, in->buf, READ_BUF, &pos, &moved, note, t);
-        t->records += moved;
-    }
-    close(fd);
-    if (!err && t->failed)
-        err = -ENOMEM;
-    return err;
+    *t = (struct ucmi_table){0};
+    return ucmi_table_read(t, in->dir, in->head, in->buf, READ_BUF);
 }
 
 /* ---- blocks ---- */
 
-static int check_block(const struct inspection *in, const struct live *b)
-{
-    const struct ucmi_slot_header *h = (void *)in->block;
-    const struct ucmi_journal_header *j = in->head;
-    if (ucmi_slot_header_check(h) < 0 || memcmp(h->ns, j->ns, sizeof h->ns) != 0 ||
-        h->rank != b->rank || !ucmi_key_eq(&h->key, &b->key) || (uint32_t)h->sum != b->header_sum ||
-        h->nshards != j->nshards || h->shard_size != j->shard_size)
-        return -EBADMSG;
-    for (uint32_t i = 0; i < h->nshards; i++)
-        if (ucmi_hash64(in->block + UCMI_PAGE + i * h->shard_size, h->shard_size, 0) !=
-            h->shard_sum[i])
-            return -EBADMSG;
-    return 0;
-}
-
 static int verify(const struct inspection *in, uint32_t segment, uint32_t slot,
-                  const struct live *b)
+                  const struct ucmi_record *put)
 {
     char name[24];
     snprintf(name, sizeof name, "seg-%06u", (unsigned)segment);
-    int fd = open_below(in->dir, name);
+    int fd = ucmi_open_below(in->dir, name);
     if (fd < 0)
         return fd == -ENOENT || fd == -ELOOP || fd == -EISDIR ? -EBADMSG : fd;
     size_t want = UCMI_PAGE + in->head->block_size, got = 0;
@@ -157,33 +68,37 @@ static int verify(const struct inspection *in, uint32_t segment, uint32_t slot,
         n = TEMP_FAILURE_RETRY(pread(fd, in->block + got, want - got, off));
         got += n > 0 ? (size_t)n : 0;
     }
-    int err = n < 0 ? -errno : got < want ? -EBADMSG : check_block(in, b);
+    int err = n < 0 ? -errno : got < want ? -EBADMSG : ucmi_block_check(in->block, in->head, put);
     close(fd);
     return err;
 }
 
 static bool still_there(struct inspection *in, uint32_t segment, uint32_t slot,
-                        const struct live *b)
+                        const struct ucmi_record *put)
 {
-    struct table now = {0};
-    bool same = read_journal(in, &now) == 0 && segment < now.nsegs && now.segs[segment] &&
-                slot < now.slots && now.segs[segment][slot].there &&
-                ucmi_key_eq(&now.segs[segment][slot].key, &b->key) &&
-                now.segs[segment][slot].header_sum == b->header_sum;
-    table_free(&now);
+    struct ucmi_table now;
+    const struct ucmi_live *at = NULL;
+    if (read_journal(in, &now) == 0)
+        at = ucmi_table_at(&now, segment, slot);
+    bool same = at && ucmi_key_eq(&at->put.key, &put->key) && at->put.header_sum == put->header_sum;
+    ucmi_table_free(&now);
     return same;
 }
 
 static void visit_block(struct inspection *in, uint32_t segment, uint32_t slot)
 {
-    const struct live *b = &in->table.segs[segment][slot];
-    struct ucm_block_info info = {
-        .key = b->key, .segment = segment, .slot = slot, .depth = b->depth};
-    if (!b->there)
+    const struct ucmi_live *at = ucmi_table_at(&in->table, segment, slot);
+    if (!at)
         return;
+    const struct ucmi_record *put = &at->put;
+    int64_t used = (int64_t)put->tick << UCMI_TICK_SHIFT;
+    struct ucm_block_info info = {
+        .key = put->key, .segment = segment, .slot = slot, .depth = put->depth, .used = used};
+    if (put->flags & UCMI_PINNED && used > time(NULL))
+        info.pinned = used;
     if (in->how->flags & UCM_INSPECT_VERIFY) {
-        info.err = verify(in, segment, slot, b);
-        if (info.err == -EBADMSG && in->info.live && !still_there(in, segment, slot, b))
+        info.err = verify(in, segment, slot, put);
+        if (info.err == -EBADMSG && in->info.live && !still_there(in, segment, slot, put))
             return;
         in->info.bad += info.err == -EBADMSG;
         in->info.error += info.err && info.err != -EBADMSG;
@@ -195,19 +110,18 @@ static void visit_block(struct inspection *in, uint32_t segment, uint32_t slot)
 
 /* ---- lanes ---- */
 
-static bool lock_is_held(int dir)
+bool ucmi_lane_is_held(int dir)
 {
     struct flock l = {.l_type = F_WRLCK, .l_whence = SEEK_SET};
-    int fd = open_below(dir, "lock");
+    int fd = ucmi_open_below(dir, "lock");
     bool held = fd >= 0 && fcntl(fd, F_OFD_GETLK, &l) == 0 && l.l_type != F_UNLCK;
     if (fd >= 0)
         close(fd);
     return held;
 }
 
-/* Calls fn for each entry of a directory whose name it wants. */
-static int each_name(int at, const char *path, void (*fn)(void *arg, int dir, const char *name),
-                     void *arg)
+int ucmi_each_name(int at, const char *path, void (*fn)(void *arg, int dir, const char *name),
+                   void *arg)
 {
     int fd = open_dir(at, path);
     if (fd < 0)
@@ -264,8 +178,8 @@ static void visit_lane(void *arg, int ns, const char *name)
         return;
     *info =
         (struct ucm_lane_info){.ns = info->ns, .ns_text = info->ns_text, .lane = name, .host = ""};
-    info->live = lock_is_held(in->dir);
-    each_name(in->dir, ".", count_file, info);
+    info->live = ucmi_lane_is_held(in->dir);
+    ucmi_each_name(in->dir, ".", count_file, info);
     int err = read_journal(in, &in->table);
     if (!err) {
         fill_info(in);
@@ -275,12 +189,12 @@ static void visit_lane(void *arg, int ns, const char *name)
         }
     }
     for (uint32_t g = 0; !err && g < in->table.nsegs; g++)
-        for (uint32_t i = 0; in->table.segs[g] && i < in->table.slots; i++)
+        for (uint32_t i = 0; i < in->table.slots; i++)
             visit_block(in, g, i);
     info->error += err != 0;
     if (in->how->lane)
         in->how->lane(in->how->arg, info);
-    table_free(&in->table);
+    ucmi_table_free(&in->table);
     free(in->block);
     in->block = NULL;
     close(in->dir);
@@ -288,12 +202,12 @@ static void visit_lane(void *arg, int ns, const char *name)
 
 /* ---- namespaces ---- */
 
-/* The text of "namespace" in namespace.json, as namespace.c writes it. */
-static void read_text(int ns, char *text, size_t size)
+/* As namespace.c writes it. */
+void ucmi_ns_text(int ns, char *text, size_t size)
 {
     static const char mark[] = "\"namespace\": \"";
     char json[16384];
-    int fd = open_below(ns, "namespace.json");
+    int fd = ucmi_open_below(ns, "namespace.json");
     ssize_t len = fd < 0 ? 0 : read(fd, json, sizeof json - 1);
     if (fd >= 0)
         close(fd);
@@ -323,10 +237,10 @@ static void visit_ns(void *arg, int root, const char *name)
     int ns = open_dir(root, name);
     if (ns < 0)
         return;
-    read_text(ns, text, sizeof text);
+    ucmi_ns_text(ns, text, sizeof text);
     in->info.ns = name;
     in->info.ns_text = text;
-    each_name(ns, ".", visit_lane, in);
+    ucmi_each_name(ns, ".", visit_lane, in);
     close(ns);
 }
 
@@ -341,7 +255,7 @@ int ucm_inspect(const char *backend, const struct ucm_inspect *how)
     if (!in.buf || !in.head)
         err = -ENOMEM;
     if (!err)
-        err = each_name(at, "ucm", visit_ns, &in);
+        err = ucmi_each_name(at, "ucm", visit_ns, &in);
     if (at >= 0)
         close(at);
     free(in.buf);

@@ -343,7 +343,7 @@ static void touched(struct ucmi_posix *p, const struct ucmi_record *r)
         struct ucmi_entry *e = ucmi_index_find(&p->index, &r->key, r->rank, lane->id);
         struct ucmi_slot *slot = e ? ucmi_own_slot(lane, e->place) : NULL;
         if (slot && slot->tick < r->tick)
-            slot->tick = r->tick;
+            ucmi_slot_use(slot, r->tick);
     }
 }
 
@@ -376,6 +376,8 @@ static void apply(void *arg, const struct ucmi_record *r)
             ucmi_index_remove(&p->index, e);
     } else if (r->op == UCMI_TOUCH) {
         touched(p, r);
+    } else if (r->op >= UCMI_FORGET) {
+        ucmi_asked_note(p, r);
     }
 }
 

@@ -23,11 +23,23 @@ enum ucmi_disk_state {
 struct ucmi_slot { /* of our own lanes only */
     ucm_key key;
     uint32_t tick, depth, header_sum;
-    uint16_t rank;
+    uint16_t rank : 15, pinned : 1; /* pinned: tick is when that ends */
     uint8_t state;
     uint8_t ios; /* moves in flight */
 };
 _Static_assert(sizeof(struct ucmi_slot) == 32, "32 bytes of RAM a block, beside the index");
+
+static inline bool ucmi_slot_pinned(const struct ucmi_slot *slot, uint32_t now)
+{
+    return slot->pinned && slot->tick > now;
+}
+static inline void ucmi_slot_use(struct ucmi_slot *slot, uint32_t tick)
+{
+    if (ucmi_slot_pinned(slot, tick))
+        return;
+    slot->tick = tick;
+    slot->pinned = false;
+}
 
 struct ucmi_seg {
     int fd, direct;          /* -1: not open */

@@ -197,7 +197,8 @@ static void replay_record(void *arg, const struct ucmi_record *r)
                                    .tick = r->tick,
                                    .depth = r->depth,
                                    .header_sum = r->header_sum,
-                                   .rank = r->rank,
+                                   .rank = r->rank & 0x7fff,
+                                   .pinned = (r->flags & UCMI_PINNED) != 0,
                                    .state = UCMI_DISK_LIVE};
     } else if (r->op == UCMI_DEL && slot->state == UCMI_DISK_LIVE &&
                ucmi_key_eq(&slot->key, &r->key)) {
@@ -437,8 +438,7 @@ static int own_new(struct ucmi_posix *p, struct ucmi_lane *lane, int lock)
     return own->tail.page && own->head ? 0 : -ENOMEM;
 }
 
-/* -EAGAIN: somebody lives there. */
-static int take(struct ucmi_posix *p, struct ucmi_lane *lane)
+int ucmi_own_take(struct ucmi_posix *p, struct ucmi_lane *lane)
 {
     struct stat st;
     if (p->nown == ARRAY_LEN(p->own))
@@ -488,7 +488,7 @@ int ucmi_own_adopt(struct ucmi_posix *p, bool any_rank, struct ucmi_lane **lane_
         struct ucmi_lane *lane = p->lanes[i];
         if (!lane || lane->own || lane->alien || (!any_rank && rank_of(lane) != p->geo->rank))
             continue;
-        int err = take(p, lane);
+        int err = ucmi_own_take(p, lane);
         if (err < 0)
             continue; /* lived in, or not to be had: there are others */
         ucmi_count(p->t->counters, UCMI_DISK_LANES_ADOPTED, 1);
@@ -526,7 +526,7 @@ static int create_locked(struct ucmi_posix *p, struct ucmi_lane **lane_p)
         if (err < 0)
             return err;
         struct ucmi_lane *lane = ucmi_lane_add(p, name);
-        err = lane ? take(p, lane) : -ENOMEM;
+        err = lane ? ucmi_own_take(p, lane) : -ENOMEM;
         if (err == -EAGAIN)
             continue; /* somebody in search of a lane was quicker */
         if (!err)
@@ -542,7 +542,7 @@ static int create_locked(struct ucmi_posix *p, struct ucmi_lane **lane_p)
     return -EBUSY;
 }
 
-static int create(struct ucmi_posix *p, struct ucmi_lane **lane_p)
+int ucmi_own_create(struct ucmi_posix *p, struct ucmi_lane **lane_p)
 {
     int lock = ucmi_bound_for_lane(p);
     int err = lock < 0 ? lock : create_locked(p, lane_p);
@@ -562,7 +562,7 @@ int ucmi_own_any(struct ucmi_posix *p, struct ucmi_lane **lane_p)
     if (!err)
         err = ucmi_own_adopt(p, false, lane_p);
     if (err == -ENOENT && p->ns_fd >= 0)
-        err = create(p, lane_p);
+        err = ucmi_own_create(p, lane_p);
     if (err < 0 && err != -EAGAIN) { /* else somebody else just makes room for his own */
         p->no_lane_until_ns = now + UCMI_RETRY_NS;
         p->no_lane_err = err;

@@ -155,6 +155,7 @@ static void tear_down(struct ucmi_posix *p)
     }
     free(p->moves);
     free(p->read_buf);
+    free(p->asked);
     free(p->scratch);
     if (p->index.v) {
         pthread_cond_destroy(&p->news_read);
@@ -231,8 +232,8 @@ static int await_begin(struct ucmi_posix *p)
     return err;
 }
 
-int ucmi_posix_open(struct ucm_tier *t, const struct ucmi_posix_options *o, const char *path,
-                    unsigned among, struct ucmi_posix **p_p)
+static int make(struct ucm_tier *t, const struct ucmi_posix_options *o, const char *path,
+                unsigned among, struct ucmi_posix **p_p)
 {
     struct ucmi_posix *p = calloc(1, sizeof *p);
     if (!p)
@@ -246,6 +247,7 @@ int ucmi_posix_open(struct ucm_tier *t, const struct ucmi_posix_options *o, cons
     p->ns_fd = p->root_fd = -1;
     p->let_go_ns = UINT64_MAX;
     p->who = ucmi_random_word();
+    p->ear = p->ear_ns = -1;
     snprintf(p->object, sizeof p->object, "Posix %s", path);
     ucmi_hex(t->geo->ns, sizeof t->geo->ns, p->ns_name);
     gethostname(p->host, sizeof p->host - 1);
@@ -258,8 +260,38 @@ int ucmi_posix_open(struct ucm_tier *t, const struct ucmi_posix_options *o, cons
         err = init_moves(p);
     if (!err)
         err = open_engine(p);
-    if (!err)
-        err = ucmi_pump_start(p);
+    if (err)
+        ucmi_posix_free(p);
+    else
+        *p_p = p;
+    return err;
+}
+
+int ucmi_posix_visit(struct ucm_tier *t, const struct ucmi_posix_options *o, const char *path,
+                     struct ucmi_posix **p_p)
+{
+    struct ucmi_posix *p;
+    int err = make(t, o, path, 1, &p);
+    if (err)
+        return err;
+    err = ucmi_ns_open(p, false);
+    if (err < 0) {
+        ucmi_posix_free(p);
+        return err;
+    }
+    look_at_disk(p);
+    *p_p = p;
+    return 0;
+}
+
+int ucmi_posix_open(struct ucm_tier *t, const struct ucmi_posix_options *o, const char *path,
+                    unsigned among, struct ucmi_posix **p_p)
+{
+    struct ucmi_posix *p;
+    int err = make(t, o, path, among, &p);
+    if (err)
+        return err;
+    err = ucmi_pump_start(p);
     if (err) {
         ucmi_posix_free(p);
         return err;

@@ -12,6 +12,7 @@
  * own.c         lanes that are written: taking, replaying, letting go
  * alive.c       who lives in a lane: locks, silence, signs of life
  * room.c        slots for new blocks: growing, evicting, reclaiming
+ * asked.c       what the tool asks of who owns a lane
  * bound.c       what the directory holds, and that it stays within the capacity
  *
  * Threads: callers (any) and the pump (one).  Callers touch the queue, the index under `lock`, and
@@ -209,6 +210,10 @@ struct ucmi_posix {
     uint64_t shrink_ns; /* when it is looked at again */
     uint64_t beat_ns;   /* when other nodes are told that we live */
     uint64_t tell_ns;   /* when they are told what is new in our directories; 0: nothing is */
+    struct ucmi_record *asked; /* of the owner of our lanes, and not done yet */
+    size_t nasked;
+    pthread_t ear_thread;
+    int ear, ear_stop, ear_ns; /* ear: -1: none; ear_ns: the directory it hears, -1: none yet */
     bool wants_lane; /* a load had something to tell the owners of lanes, and there is no journal */
     uint64_t own_bytes;
 };
@@ -219,6 +224,10 @@ struct ucmi_posix {
  * and t->why where it is alone; beside others it is tried again and again until it can be used. */
 int ucmi_posix_open(struct ucm_tier *t, const struct ucmi_posix_options *o, const char *path,
                     unsigned among, struct ucmi_posix **p_p);
+/* The same without a pump, for a caller that does by itself what a pump does, in a namespace that is
+ * there; ucmi_posix_free ends it. */
+int ucmi_posix_visit(struct ucm_tier *t, const struct ucmi_posix_options *o, const char *path,
+                     struct ucmi_posix **p_p);
 /* What the pump does first; p->why. */
 int ucmi_posix_begin(struct ucmi_posix *p);
 /* In two steps, so that several close at a time. */
@@ -258,6 +267,8 @@ void ucmi_pump_wake(struct ucmi_posix *p);
 void ucmi_pump_send(struct ucmi_posix *p, struct ucmi_sent *s);
 /* Writes and waits; other completions are kept for later.  0 or -errno. */
 int ucmi_pump_write(struct ucmi_posix *p, int fd, const void *buf, size_t len, off_t off);
+/* The same for a read: bytes read, fewer than len only at the end of the file. */
+ssize_t ucmi_pump_read(struct ucmi_posix *p, int fd, void *buf, size_t len, off_t off);
 int ucmi_pump_sync(struct ucmi_posix *p, int fd);
 /* A regular file, or with O_DIRECTORY a directory; -ELOOP: something else has its name. */
 int ucmi_file_open(struct ucmi_posix *p, int dir, const char *path, int flags);
@@ -305,6 +316,30 @@ int ucmi_commit_now(struct ucmi_posix *p, struct ucmi_lane *lane, struct ucmi_re
 struct ucmi_record ucmi_commit_record(const struct ucmi_slot *slot, enum ucmi_op op,
                                       const struct ucmi_lane *lane, uint32_t place);
 
+/* Takes back what waits to be said again of the blocks in a segment, which is to go. */
+void ucmi_commit_unsay(struct ucmi_lane *lane, uint32_t segment);
+/* Compacts the journal when it is time, or at once.  Nothing flies. */
+void ucmi_commit_tidy(struct ucmi_posix *p, struct ucmi_lane *lane, bool anyway);
+
+/* ---- asked.c ---- */
+
+/* A request was read: keeps it, if it is for a lane of ours.  With the index locked. */
+void ucmi_asked_note(struct ucmi_posix *p, const struct ucmi_record *r);
+/* Does what can be done now. */
+void ucmi_asked_serve(struct ucmi_posix *p);
+/* Hears of requests while idle, from the first lane of ours on. */
+void ucmi_ear_open(struct ucmi_posix *p);
+void ucmi_ear_close(struct ucmi_posix *p);
+/* Reads and checks a LIVE block of a lane of ours: 0, -EBADMSG, or why it cannot be read. */
+int ucmi_slot_check(struct ucmi_posix *p, struct ucmi_lane *lane, uint32_t place);
+/* Until a tick; 0: no longer.  The caller puts it on record. */
+void ucmi_slot_pin(struct ucmi_posix *p, const struct ucmi_lane *lane, struct ucmi_slot *slot,
+                   uint32_t until);
+/* Says on the lane's directory until when something in it is pinned; after pins have ended. */
+void ucmi_pins_mark(struct ucmi_posix *p, const struct ucmi_lane *lane);
+/* May the lane in this directory, which is not read, not be removed yet? */
+bool ucmi_lane_pinned(int dir);
+
 /* ---- lane.c ---- */
 
 int ucmi_ns_open(struct ucmi_posix *p, bool create);
@@ -350,6 +385,10 @@ void ucmi_posix_unindex(struct ucmi_posix *p, const struct ucmi_entry *e);
 
 /* A lane for our blocks: ours, a dead one's, or a new one. */
 int ucmi_own_any(struct ucmi_posix *p, struct ucmi_lane **lane_p);
+/* A new one; -EAGAIN: other processes are at it, try again soon. */
+int ucmi_own_create(struct ucmi_posix *p, struct ucmi_lane **lane_p);
+/* This one, if it is dead; -EAGAIN, -EBUSY: somebody lives there, or may. */
+int ucmi_own_take(struct ucmi_posix *p, struct ucmi_lane *lane);
 /* Takes a dead lane of the namespace, of our rank or of any. */
 int ucmi_own_adopt(struct ucmi_posix *p, bool any_rank, struct ucmi_lane **lane_p);
 /* Its blocks fail, nothing new begins in it.  When what is in flight has ended (drain), anybody may
@@ -387,6 +426,13 @@ int ucmi_bound_check(struct ucmi_posix *p, uint64_t more);
 int ucmi_bound_for_lane(struct ucmi_posix *p);
 /* Gives up segments, of lanes that are ours or nobody's, until all fits. */
 void ucmi_bound_enforce(struct ucmi_posix *p);
+/* What the directory holds, as the bound counts it. */
+int ucmi_bound_used(struct ucmi_posix *p, uint64_t *bytes);
+/* Drops what is in a segment of ours, and the segment.  Nothing of it is under way, nothing flies.
+ */
+int ucmi_bound_give_up(struct ucmi_posix *p, struct ucmi_lane *lane, uint32_t segment);
+/* Gives up the coldest segments without a pinned block until so many are left, if that can be. */
+void ucmi_bound_shrink(struct ucmi_posix *p, struct ucmi_lane *lane, uint32_t segments);
 /* Tells others that we find no room; lock is the descriptor of ucmi_bound_lock. */
 void ucmi_bound_want(struct ucmi_posix *p, int lock);
 /* Gives up a segment if another wants room and has less; looks once a second at most. */
@@ -418,7 +464,11 @@ void ucmi_own_tell(struct ucmi_posix *p);
 /* ---- room.c ---- */
 
 /* Removes a dead lane of another namespace, if it has not been used since tick `coldest`. */
-int ucmi_room_reclaim(struct ucmi_posix *p, uint32_t coldest);
+int ucmi_room_reclaim(struct ucmi_posix *p, uint32_t coldest, bool pinned_too);
+/* A dead lane whose lock is ours: all of it.  0 or -errno. */
+int ucmi_room_remove(struct ucmi_posix *p, int ns, int dir, const char *name);
+/* Counts what lookups have seen of the block as use of it; returns when that was, in seconds. */
+uint32_t ucmi_slot_seen(struct ucmi_posix *p, const struct ucmi_lane *lane, struct ucmi_slot *slot);
 /* A free slot, now OPEN.  -EAGAIN: one will come; -ENOSPC: none can; or why there is no lane. */
 int ucmi_room_get(struct ucmi_posix *p, struct ucmi_lane **lane_p, uint32_t *place_p);
 /* The block is bad, or its segment gone: takes it out of our lane, unless the slot is another

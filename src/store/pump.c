@@ -318,6 +318,14 @@ int ucmi_pump_write(struct ucmi_posix *p, int fd, const void *buf, size_t len, o
     return n < 0 ? (int)n : (size_t)n == len ? 0 : -EIO;
 }
 
+ssize_t ucmi_pump_read(struct ucmi_posix *p, int fd, void *buf, size_t len, off_t off)
+{
+    struct iovec iov = {buf, len};
+    struct waited w = {
+        .sent.io = {.op = UCM_IO_READV, .fd = fd, .off = off, .iov = &iov, .niov = 1}};
+    return wait_for(p, &w);
+}
+
 int ucmi_pump_sync(struct ucmi_posix *p, int fd)
 {
     struct waited w = {.sent.io = {.op = UCM_IO_SYNC, .fd = fd}};
@@ -472,6 +480,8 @@ static void answer_news(struct ucmi_posix *p)
 
 static void tend_lanes(struct ucmi_posix *p)
 {
+    ucmi_asked_serve(p);
+    ucmi_ear_open(p);
     for (unsigned i = p->nown; i-- > 0;)
         if (p->own[i]->own->lost)
             ucmi_own_drain(p, p->own[i]);
@@ -597,6 +607,7 @@ static void *pump_main(void *arg)
     struct ucmi_posix *p = arg;
     if (begin(p) == 0)
         run(p);
+    ucmi_ear_close(p);
     if (p->stream)
         p->geo->dev->stream_free(p->geo->dev_state, p->stream);
     pthread_mutex_lock(&p->news_lock);

@@ -127,6 +127,7 @@ static int grow(struct ucmi_posix *p, struct ucmi_lane *lane)
 
 struct dead_lane {
     struct ucmi_posix *p;
+    bool pinned_too;
     int ns, dir, lock; /* -1: none found */
     char name[UCMI_LANE_NAME];
     time_t used; /* last change of its journal */
@@ -143,7 +144,11 @@ static void dead_close(struct dead_lane *d)
 /* Keeps the lock of the one that has been silent for longest. */
 static void consider_lane(void *arg, int ns, const char *name, const struct stat *st)
 {
-    struct dead_lane *best = arg, d = {.p = best->p, .ns = -1, .dir = -1, .lock = -1};
+    struct dead_lane *best = arg, d = {.p = best->p,
+                                       .pinned_too = best->pinned_too,
+                                       .ns = -1,
+                                       .dir = -1,
+                                       .lock = -1};
     struct stat journal;
 
     if (!S_ISDIR(st->st_mode) || !ucmi_lane_name_ok(name))
@@ -155,7 +160,7 @@ static void consider_lane(void *arg, int ns, const char *name, const struct stat
     if (d.ns >= 0 && d.lock >= 0 && ucmi_lock_try(d.lock) == 0) {
         if (fstatat(d.dir, "journal", &journal, AT_SYMLINK_NOFOLLOW) == 0)
             d.used = journal.st_mtim.tv_sec;
-        bool dead = ucmi_lane_is_dead(d.p, d.dir);
+        bool dead = (d.pinned_too || !ucmi_lane_pinned(d.dir)) && ucmi_lane_is_dead(d.p, d.dir);
         if (dead && (best->lock < 0 || d.used < best->used)) {
             memcpy(d.name, name, strlen(name) + 1);
             dead_close(best);
@@ -179,24 +184,28 @@ static void remove_entry(void *arg, int dir, const char *name, const struct stat
 {
     uint32_t segment;
     if (strcmp(name, "journal") == 0 || strcmp(name, "journal.new") == 0 ||
-        ucmi_seg_number(name, &segment))
+        strcmp(name, "pinned") == 0 || ucmi_seg_number(name, &segment))
         ucmi_file_remove(arg, dir, name, 0);
+}
+
+int ucmi_room_remove(struct ucmi_posix *p, int ns, int dir, const char *name)
+{
+    ucmi_each_entry(p, dir, ".", remove_entry, p);
+    ucmi_file_remove(p, dir, "lock", 0);
+    int err = ucmi_file_remove(p, ns, name, AT_REMOVEDIR);
+    return err == -ENOTEMPTY ? 0 : err; /* without a lock it is no lane any more */
 }
 
 /* The lane is not ours to read, so it goes whole.  coldest: tick of the block that would have to go
  * instead, UINT32_MAX for none. */
-int ucmi_room_reclaim(struct ucmi_posix *p, uint32_t coldest)
+int ucmi_room_reclaim(struct ucmi_posix *p, uint32_t coldest, bool pinned_too)
 {
-    struct dead_lane d = {.p = p, .ns = -1, .dir = -1, .lock = -1};
+    struct dead_lane d = {.p = p, .pinned_too = pinned_too, .ns = -1, .dir = -1, .lock = -1};
     int err = ucmi_each_entry(p, p->root_fd, ".", consider_ns, &d);
     if (!err && (d.lock < 0 || ucmi_tick((uint64_t)d.used) > coldest))
         err = -ENOENT;
     if (!err) {
-        ucmi_each_entry(p, d.dir, ".", remove_entry, p);
-        ucmi_file_remove(p, d.dir, "lock", 0);
-        err = ucmi_file_remove(p, d.ns, d.name, AT_REMOVEDIR);
-        if (err == -ENOTEMPTY) /* without a lock it is no lane any more */
-            err = 0;
+        err = ucmi_room_remove(p, d.ns, d.dir, d.name);
         ucmi_log(UCM_INFO, p->object, "removed lane %s of a namespace nobody uses, to make room",
                  d.name);
     }
@@ -213,14 +222,20 @@ static uint64_t score_of(const struct ucmi_slot *slot)
 
 /* A block that a lookup has found lately is about to be loaded; and it has been of use.  Called
  * with the index locked against callers, or where a wrong answer is put right later. */
-static bool leased(struct ucmi_posix *p, const struct ucmi_lane *lane, struct ucmi_slot *slot,
-                   uint32_t now)
+uint32_t ucmi_slot_seen(struct ucmi_posix *p, const struct ucmi_lane *lane, struct ucmi_slot *slot)
 {
     const struct ucmi_entry *e = ucmi_index_find(&p->index, &slot->key, slot->rank, lane->id);
     uint32_t seen = e ? atomic_load_explicit(&e->seen, memory_order_relaxed) : 0;
     if (ucmi_tick(seen) > slot->tick)
-        slot->tick = ucmi_tick(seen);
-    return seen + UCMI_LEASE_S > now;
+        ucmi_slot_use(slot, ucmi_tick(seen));
+    return seen;
+}
+
+static bool leased(struct ucmi_posix *p, const struct ucmi_lane *lane, struct ucmi_slot *slot,
+                   uint32_t now)
+{
+    return ucmi_slot_seen(p, lane, slot) + UCMI_LEASE_S > now ||
+           ucmi_slot_pinned(slot, ucmi_tick(now));
 }
 
 static void sift_down(struct ucmi_victim *v, size_t n, size_t i)
@@ -408,7 +423,7 @@ static int first_lane(struct ucmi_posix *p, struct ucmi_lane **lane_p)
     int err = ucmi_own_any(p, lane_p);
     if (err != -ENOSPC || ucmi_own_adopt(p, true, lane_p) == 0)
         return err == -ENOSPC ? 0 : err;
-    if (ucmi_room_reclaim(p, UINT32_MAX) < 0)
+    if (ucmi_room_reclaim(p, UINT32_MAX, false) < 0)
         return err;
     p->no_lane_until_ns = 0;
     return ucmi_own_any(p, lane_p);
@@ -437,7 +452,7 @@ static int widen(struct ucmi_posix *p)
         p->full_until_ns = 0; /* there may be more of them */
         return lane->own->nfree ? 0 : -ENOSPC;
     }
-    if (ucmi_room_reclaim(p, coldest_tick(p)) < 0)
+    if (ucmi_room_reclaim(p, coldest_tick(p), false) < 0)
         return -ENOSPC;
     p->full_until_ns = 0;
     lane = own_lane(p);

@@ -92,9 +92,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     /* Sealed, and most of the time in sequence, which no luck would bring about. */
     for (size_t at = 0; at + RECORD <= size; at += RECORD) {
         memcpy(&r, file + at, RECORD);
-        if (r.zero2 % 8)
+        if (r.lane % 8)
             r.seq = seq++;
-        r.op = (uint8_t)(r.op % 7);
+        r.op = (uint8_t)(r.op % 10);
         r.epoch %= 4;
         ucmi_record_seal(&r);
         memcpy(file + at, &r, RECORD);
