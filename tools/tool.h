@@ -109,6 +109,10 @@ struct mount_facts {
 /* Finds the device in the text of /proc/self/mountinfo; returns whether it is there. */
 int mount_look(FILE *mountinfo, dev_t dev, struct mount_facts *m);
 
-extern const struct verb verb_bench, verb_ls, verb_stat, verb_verify;
+/* Says what is wrong with a directory that is no storage backend (ucm_look.c). */
+int check_backend(const char *dir);
+
+extern const struct verb verb_bench, verb_gc, verb_ls, verb_pin, verb_rm, verb_stat, verb_unpin,
+    verb_verify;
 
 #endif

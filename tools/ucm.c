@@ -34,7 +34,8 @@ static const struct verb verb_help = {
     .run = run_help,
 };
 static const struct verb *const verbs[] = {
-    &verb_bench, &verb_ls, &verb_stat, &verb_verify, &verb_help,
+    &verb_bench, &verb_ls,    &verb_stat, &verb_verify, &verb_rm,
+    &verb_pin,   &verb_unpin, &verb_gc,   &verb_help,
 };
 
 static const struct verb *find_verb(const char *name)

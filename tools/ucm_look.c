@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * ls, stat and verify: what a storage backend holds.  All three walk it with ucm_inspect, which
- * only reads, so engines may be running.
+ * only reads, so engines may be running.  What verify finds bad it drops with --repair, by
+ * ucm_manage.
  */
 #include "tool.h"
 
@@ -16,13 +17,22 @@
 
 enum { SHORT_NS = 12 }; /* hex digits of a namespace that a table shows */
 
+struct bad {
+    char ns[40], lane[40];
+    uint32_t segment, slot;
+    ucm_key key;
+};
 struct look {
-    int json, blocks; /* options */
+    int json, blocks, repair; /* options */
+    uint64_t timeout_s;
     struct report report;
     struct ucm_lane_info *lanes; /* with strings of its own */
     size_t nlanes;
-    int failed; /* out of memory within a callback */
-    uint64_t seen, bad;
+    int failed;                 /* out of memory within a callback */
+    uint64_t seen, bad, unread; /* blocks; unread: of the bad ones */
+    struct bad *v;              /* with repair */
+    size_t nv;
+    struct ucm_manage_total repaired;
     int on_tty;
     time_t shown;
 };
@@ -33,6 +43,13 @@ static const struct opt plain_opts[] = {
 };
 static const struct opt ls_opts[] = {
     {"blocks", OPT_FLAG, AT(blocks), NULL, NULL, "list the blocks as well"},
+    {"json", OPT_FLAG, AT(json), NULL, NULL, "one JSON object"},
+    {NULL},
+};
+static const struct opt verify_opts[] = {
+    {"repair", OPT_FLAG, AT(repair), NULL, NULL, "drop what is bad, also from lanes in use"},
+    {"timeout-s", OPT_COUNT, AT(timeout_s), "COUNT", "30",
+     "with --repair: seconds to wait for owners of lanes when none of them answers"},
     {"json", OPT_FLAG, AT(json), NULL, NULL, "one JSON object"},
     {NULL},
 };
@@ -94,8 +111,7 @@ static void hex_key(const ucm_key *key, char text[33])
         snprintf(text + 2 * i, 3, "%02x", key->b[i]);
 }
 
-/* Says what is wrong with a directory before anything is walked. */
-static int check_backend(const char *dir)
+int check_backend(const char *dir)
 {
     struct stat st;
     char path[PATH_MAX];
@@ -140,15 +156,22 @@ static const char *short_ns(const struct look *l, const char *ns, char buf[SHORT
 static void list_block(void *arg, const struct ucm_lane_info *lane, const struct ucm_block_info *b)
 {
     struct look *l = arg;
-    char ns[SHORT_NS + 1], key[33];
+    char ns[SHORT_NS + 1], key[33], pinned[32] = "";
+    time_t until = (time_t)b->pinned;
+    struct tm tm;
 
     hex_key(&b->key, key);
+    if (until && localtime_r(&until, &tm))
+        strftime(pinned, sizeof pinned, "%F %T", &tm);
     report_row(&l->report, (union cell[]){{.text = short_ns(l, lane->ns, ns)},
                                           {.text = lane->lane},
                                           {.text = key},
                                           {.num = b->segment},
                                           {.num = b->slot},
-                                          {.num = b->depth}});
+                                          {.num = b->depth},
+                                          {.num = (double)b->used},
+                                          {.text = pinned},
+                                          {.num = (double)b->pinned}});
 }
 
 static const struct column block_columns[] = {
@@ -158,6 +181,9 @@ static const struct column block_columns[] = {
     {"segment", "segment", COLUMN_COUNT, 7},
     {"slot", "slot", COLUMN_COUNT, 8},
     {"depth", "depth", COLUMN_COUNT, 6},
+    {"used", NULL, COLUMN_COUNT, 0},
+    {"pinned_until", "pinned until", COLUMN_TEXT, 0},
+    {"pinned", NULL, COLUMN_COUNT, 0},
 };
 static const struct column lane_columns[] = {
     {"namespace", "namespace", COLUMN_TEXT, -SHORT_NS},
@@ -380,6 +406,59 @@ static void show_progress(struct look *l)
     }
 }
 
+static void keep_bad(struct look *l, const struct ucm_lane_info *lane,
+                     const struct ucm_block_info *b)
+{
+    struct bad *v = l->nv & (l->nv - 1) ? l->v : reallocarray(l->v, 2 * l->nv + 1, sizeof *v);
+
+    if (!v) {
+        l->failed = 1;
+        return;
+    }
+    l->v = v;
+    v += l->nv++;
+    *v = (struct bad){.segment = b->segment, .slot = b->slot, .key = b->key};
+    snprintf(v->ns, sizeof v->ns, "%s", lane->ns);
+    snprintf(v->lane, sizeof v->lane, "%s", lane->lane);
+}
+
+static int by_place(const void *a, const void *b)
+{
+    const struct bad *x = a, *y = b;
+    int order = strcmp(x->ns, y->ns);
+
+    if (!order)
+        order = strcmp(x->lane, y->lane);
+    if (!order)
+        order = (x->segment > y->segment) - (x->segment < y->segment);
+    return order ? order : (x->slot > y->slot) - (x->slot < y->slot);
+}
+
+static int was_bad(void *arg, const char *ns, const char *lane, const struct ucm_block_info *b)
+{
+    const struct look *l = arg;
+    struct bad one = {.segment = b->segment, .slot = b->slot};
+
+    snprintf(one.ns, sizeof one.ns, "%s", ns);
+    snprintf(one.lane, sizeof one.lane, "%s", lane);
+    const struct bad *at = l->nv ? bsearch(&one, l->v, l->nv, sizeof one, by_place) : NULL;
+    return at && !memcmp(&at->key, &b->key, sizeof b->key);
+}
+
+static int repair(struct look *l, const char *dir)
+{
+    struct ucm_manage how = {.op = UCM_MANAGE_REPAIR,
+                             .timeout_ms =
+                                 l->timeout_s > 1000000 ? 1000000000 : (int)l->timeout_s * 1000,
+                             .arg = l,
+                             .want = was_bad};
+
+    if (l->nv)
+        qsort(l->v, l->nv, sizeof *l->v, by_place);
+    int err = ucm_manage(dir, &how, &l->repaired);
+    return err < 0 ? cannot("%s: cannot be repaired: %s", dir, strerror(-err)) : TOOL_GOOD;
+}
+
 static void verify_block(void *arg, const struct ucm_lane_info *lane,
                          const struct ucm_block_info *b)
 {
@@ -390,6 +469,9 @@ static void verify_block(void *arg, const struct ucm_lane_info *lane,
     show_progress(l);
     if (!b->err)
         return;
+    l->unread += b->err != -EBADMSG;
+    if (l->repair && b->err == -EBADMSG)
+        keep_bad(l, lane, b);
     if (!l->bad++ && !l->json)
         report_table(&l->report, "bad_blocks", bad_columns, COUNT_OF(bad_columns));
     hex_key(&b->key, key);
@@ -411,6 +493,11 @@ static void verify_summary(struct look *l, uint64_t unreadable, double bytes, do
         report_number(r, "bad", COLUMN_COUNT, (double)l->bad);
         report_number(r, "unreadable", COLUMN_COUNT, (double)unreadable);
         report_number(r, "seconds", COLUMN_NUMBER, seconds);
+        if (l->repair) {
+            report_number(r, "dropped", COLUMN_COUNT, (double)l->repaired.done);
+            report_number(r, "left", COLUMN_COUNT, (double)(l->repaired.left + l->unread));
+            report_number(r, "lanes_left", COLUMN_COUNT, (double)l->repaired.unreadable);
+        }
         return;
     }
     char size[16];
@@ -419,6 +506,12 @@ static void verify_summary(struct look *l, uint64_t unreadable, double bytes, do
             (unsigned long long)l->bad);
     if (unreadable)
         fprintf(r->out, ", %llu files could not be read", (unsigned long long)unreadable);
+    if (l->repair)
+        fprintf(r->out, "; %llu dropped, %llu left", (unsigned long long)l->repaired.done,
+                (unsigned long long)(l->repaired.left + l->unread));
+    if (l->repaired.unreadable)
+        fprintf(r->out, ", %llu lanes cannot be repaired",
+                (unsigned long long)l->repaired.unreadable);
     fputc('\n', r->out);
 }
 
@@ -440,18 +533,24 @@ static int run_verify(void *state, unsigned n, char **operands)
     if (l->shown)
         fputs("\r\033[K", stderr);
     report_table_end(&l->report);
+    uint64_t unreadable = 0;
+    for (size_t i = 0; i < l->nlanes; i++)
+        unreadable += l->lanes[i].error;
+    if (!status && l->repair && (l->bad || unreadable))
+        status = repair(l, operands[0]);
     if (!status) {
-        uint64_t unreadable = 0;
         double bytes = 0;
         for (size_t i = 0; i < l->nlanes; i++) {
-            unreadable += l->lanes[i].error;
             bytes += (double)l->lanes[i].blocks * (double)l->lanes[i].block_size;
         }
         verify_summary(l, unreadable, bytes,
                        (double)(to.tv_sec - from.tv_sec) +
                            (double)(to.tv_nsec - from.tv_nsec) / 1e9);
-        status = l->bad || unreadable ? TOOL_BAD : TOOL_GOOD;
+        uint64_t left =
+            l->repair ? l->repaired.left + l->repaired.unreadable + l->unread : l->bad + unreadable;
+        status = left ? TOOL_BAD : TOOL_GOOD;
     }
+    free(l->v);
     report_close(&l->report);
     free_lanes(l);
     return status;
@@ -487,12 +586,14 @@ const struct verb verb_stat = {
 const struct verb verb_verify = {
     .name = "verify",
     .operands = "DIR",
-    .help = "read and check every block of a storage backend",
+    .help = "read and check every block of a storage backend, and drop what is bad",
     .about =
         "Reads every block and checks length, header, identity and checksums. Prints each bad one. "
-        "Exit status: 0 all good, 1 bad blocks or unreadable files, 2 could not run. Changes "
-        "nothing: an engine that meets a bad block drops it by itself.",
-    .opts = plain_opts,
+        "Changes nothing without --repair: an engine that meets a bad block drops it by itself. "
+        "With it bad blocks are dropped, those of lanes in use by their owners, who see for "
+        "themselves; and a journal that nobody can read is replaced. Exit status: 0 all good, or "
+        "is now, 1 bad blocks or unreadable files (with --repair: are left), 2 could not run.",
+    .opts = verify_opts,
     .size = sizeof(struct look),
     .min_operands = 1,
     .max_operands = 1,

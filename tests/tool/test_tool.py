@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 import unittest
 from pathlib import Path
 
@@ -48,7 +49,7 @@ class Words(Tool):
         self.ends(ucm(), CANNOT, err="verify")
 
     def test_help_lists_every_verb(self):
-        for verb in ("bench", "ls", "stat", "verify", "help"):
+        for verb in ("bench", "ls", "stat", "verify", "rm", "pin", "unpin", "gc", "help"):
             self.ends(ucm("help"), GOOD, out=f"\n  {verb} ")
             self.ends(ucm("help", verb), GOOD, out=f"usage: ucm {verb}")
 
@@ -192,6 +193,86 @@ class Store(Tool):
         os.truncate(segment, HEADER + BLOCK + HEADER)
         done = self.ends(ucm("verify", "--json", self.dir), BAD)
         self.assertEqual(json.loads(done.stdout)["bad"], BLOCKS - 1)
+
+    def test_verify_repairs(self):
+        key = self.damage(HEADER + 5, 0x10)
+        done = json.loads(self.ends(ucm("verify", "--repair", "--json", self.dir), GOOD).stdout)
+        self.assertEqual((done["bad"], done["dropped"], done["left"]), (1, 1, 0))
+        self.ends(ucm("verify", self.dir), GOOD, out=f"{BLOCKS - 1} blocks")
+        self.assertNotIn(key, {b["key"] for b in self.blocks()})
+        self.ends(ucm("verify", "--repair", self.dir), GOOD, out="0 dropped, 0 left")
+
+    def test_verify_repairs_a_truncated_segment_and_a_damaged_journal(self):
+        os.truncate(next(self.dir.glob("ucm/*/*/seg-000000")), HEADER + BLOCK + HEADER)
+        self.ends(ucm("verify", "--repair", self.dir), GOOD, out=f"{BLOCKS - 1} dropped, 0 left")
+        self.ends(ucm("verify", self.dir), GOOD, out="1 blocks")
+        subprocess.run([MAKE_STORE, self.dir, str(BLOCKS)], check=True)
+        journal = next(self.dir.glob("ucm/*/*/journal"))
+        with open(journal, "r+b") as file:
+            file.write(b"?")
+        self.ends(ucm("verify", self.dir), BAD, out="1 files could not be read")
+        self.ends(ucm("verify", "--repair", self.dir), BAD, out="1 lanes cannot be repaired")
+
+    def test_rm_by_key_and_all(self):
+        self.ends(ucm("rm", "--key", "0003", self.dir), GOOD, out="1 blocks dropped")
+        self.assertEqual(len(self.blocks()), BLOCKS - 1)
+        done = json.loads(self.ends(ucm("rm", "--key", "000", "--older-than", "1h", "--json", self.dir), GOOD).stdout)
+        self.assertEqual((done["chosen"], done["done"], done["left"], done["lanes"]), (0, 0, 0, []))
+        done = json.loads(self.ends(ucm("rm", "--all", "--json", self.dir), GOOD).stdout)
+        self.assertEqual((done["chosen"], done["done"], done["left"]), (BLOCKS - 1, BLOCKS - 1, 0))
+        self.assertEqual([r["state"] for r in done["lanes"]], ["dead"])
+        self.assertEqual(list(self.dir.glob("ucm/*/r*")), [])
+
+    def test_rm_by_namespace(self):
+        namespace = json.loads(ucm("stat", "--json", self.dir).stdout)["by_namespace"][0]
+        self.ends(ucm("rm", "--namespace", "0123456789", self.dir), CANNOT, err="--namespace 0123456789: there is none")
+        self.ends(ucm("rm", "--namespace", namespace["namespace"][:4], self.dir), CANNOT, err="there is none")
+        self.assertEqual(len(self.blocks()), BLOCKS)
+        self.ends(ucm("rm", "--key", "0001", "--namespace", namespace["text"], self.dir), GOOD, out="1 blocks dropped")
+        self.ends(ucm("rm", "--namespace", namespace["namespace"][:12], self.dir), GOOD, out=f"{BLOCKS - 1} blocks dropped")
+
+    def test_pin_and_unpin(self):
+        def pinned():
+            return {b["key"]: b["pinned"] for b in self.blocks() if b["pinned"]}
+        before = time.time()
+        self.ends(ucm("pin", "--key", "000", "--for", "2h", self.dir), GOOD, out="16 blocks pinned")
+        self.assertEqual(len(pinned()), 16)
+        self.assertTrue(all(before + 7199 <= at <= time.time() + 7232 for at in pinned().values()))
+        self.ends(ucm("rm", "--older-than", "1s", "--key", "000", self.dir), GOOD, out="0 blocks dropped")
+        self.ends(ucm("unpin", "--key", "0004", self.dir), GOOD, out="1 blocks unpinned")
+        self.assertEqual(len(pinned()), 15)
+        self.ends(ucm("unpin", "--all", self.dir), GOOD, out="15 blocks unpinned")
+        self.assertEqual(pinned(), {})
+        self.ends(ucm("verify", self.dir), GOOD, out=f"{BLOCKS} blocks")
+
+    def test_gc(self):
+        self.ends(ucm("gc", "--capacity-gb", "100", self.dir), GOOD, out="0 blocks dropped")
+        self.assertEqual(len(self.blocks()), BLOCKS)
+        ucm("pin", "--key", "0004", "--for", "1h", self.dir)
+        self.ends(ucm("gc", "--capacity-gb", "0", self.dir), BAD, out="is pinned")
+        ucm("unpin", "--all", self.dir)
+        done = json.loads(self.ends(ucm("gc", "--capacity-gb", "0.001", "--json", self.dir), GOOD).stdout)
+        self.assertLess(done["bytes"], 0.001 * (1 << 30))
+        self.assertEqual((done["done"], self.blocks()), (BLOCKS, []))
+
+    def test_several_directories(self):
+        with tempfile.TemporaryDirectory() as other:
+            subprocess.run([MAKE_STORE, other, str(BLOCKS)], check=True)
+            done = json.loads(self.ends(ucm("rm", "--key", "0005", "--json", self.dir, other), GOOD).stdout)
+            self.assertEqual((done["done"], [r["backend"] for r in done["lanes"]]), (2, [str(self.dir), other]))
+
+    def test_changes_want_to_be_told_what(self):
+        for verb in ("rm", "pin", "unpin"):
+            self.ends(ucm(verb, self.dir), CANNOT, err="which blocks?")
+            self.ends(ucm(verb, "--all", "--key", "00", self.dir), CANNOT, err="exclude each other")
+            self.ends(ucm(verb, "--key", "xyz", self.dir), CANNOT, err="--key xyz: not at most 32 hex digits")
+        for value in ("", "7", "d", "7y", "7dd", "-7d", "0s"):
+            self.ends(ucm("rm", f"--older-than={value}", self.dir), CANNOT, err=f"--older-than {value}: not a TIME")
+        self.ends(ucm("pin", "--all", self.dir), CANNOT, err="for how long?")
+        self.ends(ucm("gc", self.dir), CANNOT, err="to what size?")
+        self.ends(ucm("gc", "--capacity-gb", "many", self.dir), CANNOT, err="--capacity-gb many: not a number of GiB")
+        self.ends(ucm("rm", "--all", "/nowhere"), CANNOT, err="/nowhere: No such file")
+        self.assertEqual(len(self.blocks()), BLOCKS)
 
     def test_looking_changes_nothing(self):
         def state():
