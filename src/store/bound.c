@@ -58,34 +58,40 @@ int ucmi_each_entry(struct ucmi_posix *p, int at, const char *path, ucmi_entry_f
         return fd < 0 ? fd : -ENOMEM;
     }
     ucmi_dir_renew(p, fd);
-    for (struct dirent *e; (e = readdir(dir));) {
+    errno = 0;
+    for (struct dirent *e; (e = readdir(dir)); errno = 0) {
         struct stat st;
         if (strcmp(e->d_name, ".") == 0 || strcmp(e->d_name, "..") == 0 ||
             fstatat(fd, e->d_name, &st, AT_SYMLINK_NOFOLLOW) < 0)
             continue;
         fn(arg, fd, e->d_name, &st);
     }
+    int err = -errno;
     closedir(dir);
-    return 0;
+    return err;
 }
 
 struct walk {
     struct ucmi_posix *p;
     uint64_t bytes;
+    int err; /* something could not be counted */
 };
 
 static void add_file(void *arg, int dir, const char *name, const struct stat *st)
 {
     struct walk *w = arg;
     w->bytes += file_charge(name, st);
-    if (S_ISDIR(st->st_mode))
-        ucmi_each_entry(w->p, dir, name, add_file, w);
+    int err = S_ISDIR(st->st_mode) ? ucmi_each_entry(w->p, dir, name, add_file, w) : 0;
+    if (err && err != -ENOENT && err != -EACCES) /* gone since, or another user's own business */
+        w->err = err;
 }
 
 int ucmi_bound_used(struct ucmi_posix *p, uint64_t *bytes)
 {
     struct walk w = {.p = p};
     int err = ucmi_each_entry(p, p->root_fd, ".", add_file, &w);
+    if (!err)
+        err = w.err;
     if (!err)
         *bytes = w.bytes + UCMI_PAGE;
     return err;

@@ -482,25 +482,8 @@ static unsigned rank_of(const struct ucmi_lane *lane)
     return lane->journal >= 0 ? lane->rank : (unsigned)strtoul(lane->name + 1, NULL, 10);
 }
 
-int ucmi_own_adopt(struct ucmi_posix *p, bool any_rank, struct ucmi_lane **lane_p)
-{
-    for (unsigned i = 1; i <= p->nlanes; i++) {
-        struct ucmi_lane *lane = p->lanes[i];
-        if (!lane || lane->own || lane->alien || (!any_rank && rank_of(lane) != p->geo->rank))
-            continue;
-        int err = ucmi_own_take(p, lane);
-        if (err < 0)
-            continue; /* lived in, or not to be had: there are others */
-        ucmi_count(p->t->counters, UCMI_DISK_LANES_ADOPTED, 1);
-        ucmi_log(UCM_INFO, p->object, "took over lane %s: %" PRIu32 " blocks in %" PRIu32 " slots",
-                 lane->name, lane->own->live, lane->own->total);
-        *lane_p = lane;
-        return 0;
-    }
-    return -ENOENT;
-}
-
-/* One that could not be made whole: on a full disk there would soon be thousands. */
+/* Removes a lane that is ours, or could not be made whole: on a full disk there would soon be
+ * thousands. */
 static void unmake(struct ucmi_posix *p, struct ucmi_lane *lane, const char *name)
 {
     static const char *const files[] = {"journal.new", "journal", "lock"};
@@ -511,6 +494,30 @@ static void unmake(struct ucmi_posix *p, struct ucmi_lane *lane, const char *nam
     ucmi_file_remove(p, p->ns_fd, name, AT_REMOVEDIR);
     if (lane)
         ucmi_lane_forget(p, lane);
+}
+
+int ucmi_own_adopt(struct ucmi_posix *p, bool any_rank, struct ucmi_lane **lane_p)
+{
+    for (unsigned i = 1; i <= p->nlanes; i++) {
+        struct ucmi_lane *lane = p->lanes[i];
+        if (!lane || lane->own || lane->alien || (!any_rank && rank_of(lane) != p->geo->rank))
+            continue;
+        int err = ucmi_own_take(p, lane);
+        if (err < 0)
+            continue; /* lived in, or not to be had: there are others */
+        if (p->nown > 1 && !lane->own->total) { /* no slots: its journal would only take room */
+            char name[UCMI_LANE_NAME];
+            memcpy(name, lane->name, sizeof name);
+            unmake(p, lane, name);
+            continue;
+        }
+        ucmi_count(p->t->counters, UCMI_DISK_LANES_ADOPTED, 1);
+        ucmi_log(UCM_INFO, p->object, "took over lane %s: %" PRIu32 " blocks in %" PRIu32 " slots",
+                 lane->name, lane->own->live, lane->own->total);
+        *lane_p = lane;
+        return 0;
+    }
+    return -ENOENT;
 }
 
 static int create_locked(struct ucmi_posix *p, struct ucmi_lane **lane_p)

@@ -331,11 +331,8 @@ static bool covers(const struct crash_op *s, const struct crash_op *c)
 {
     if (s->file < 0)
         return lies_in(c->path, s->path) || (c->kind == CRASH_RENAME && lies_in(c->path2, s->path));
-    /* CRASH_RENAME should ask for an fsync: when a journal has been compacted its new name is not
-     * synced, so that a power cut soon after brings the old file back, without the records that
-     * were synced since (commit.c, rename_journal).  Excluded until that is mended. */
-    return c->file == s->file && (c->kind == CRASH_CREATE || c->kind == CRASH_SIZE ||
-                                  c->kind == CRASH_RENAME || s->kind == CRASH_FSYNC);
+    return c->file == s->file &&
+           (c->kind == CRASH_CREATE || c->kind == CRASH_SIZE || s->kind == CRASH_FSYNC);
 }
 
 void crash_record_end(struct crash_log *log)

@@ -77,7 +77,7 @@ static unsigned failures(struct fault_plan *v, unsigned kinds, unsigned one_in, 
     return TS_LEN(ways);
 }
 
-static void make_weather(enum weather w, bool bounded, uint64_t *dice)
+static void make_weather(enum weather w, uint64_t *dice)
 {
     struct fault_plan v[FAULT_MAX_PLANS];
     unsigned n = 0, often = 4 + (unsigned)ts_below(dice, 40);
@@ -85,9 +85,7 @@ static void make_weather(enum weather w, bool bounded, uint64_t *dice)
     if (w == WRITES_FAIL)
         n += failures(v, CHANGES, often, dice);
     if (w == ALL_FAILS)
-        /* A directory that cannot be opened counts as empty, and the bound is passed (room.c,
-         * add_file).  Excluded until that is mended. */
-        n += failures(v, bounded ? FAULT_ALL & ~FAULT_OPEN : FAULT_ALL, often, dice);
+        n += failures(v, FAULT_ALL, often, dice);
     if (w == HANGS)
         v[n++] = (struct fault_plan){.kinds = ts_below(dice, 2) ? FAULT_BATCH : FAULT_ALL,
                                      .way = FAULT_WAY_HANG,
@@ -339,8 +337,7 @@ static void make_options(struct life *l)
     static const char *const engines[] = {"psync", "aio", "io_uring"};
     static const char *const syncs[] = {"none", "data", "full"};
     uint64_t *d = &l->dice;
-    /* Without memory a directory cannot be listed: as in make_weather. */
-    bool tight = ts_below(d, 2) && l->weather != NO_MEMORY;
+    bool tight = ts_below(d, 2);
     double gb = tight ? 0.004 + (double)ts_below(d, 30) * 0.0001 : 0;
 
     l->opts = ts_opts_for(l->cache ? "Cache|Posix" : "Posix", l->dir);
@@ -397,7 +394,7 @@ static void storm(struct life *l)
 
     if (l->weather == CRASH)
         crash_record(l->dir);
-    make_weather(l->weather, l->bound, &l->dice);
+    make_weather(l->weather, &l->dice);
     for (unsigned i = 0; i < rounds; i++) {
         struct play *at = &p[ts_below(&l->dice, n)];
         if (!at->store && play_open(at, &o, at == p ? 0 : 1) < 0)
