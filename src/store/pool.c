@@ -169,6 +169,38 @@ static uint32_t find(const struct ucmi_pool *p, const struct where *w, uint32_t 
     return UCMI_POOL_NONE;
 }
 
+/* ---- policy ---- */
+
+static uint64_t hash_of(const uint64_t key[2], uint32_t rank)
+{
+    ucm_key k;
+    memcpy(k.b, key, sizeof k.b);
+    return ucmi_key_word(&k, rank);
+}
+
+static uint64_t score_of(const struct ucmi_pool_meta *m, uint32_t span)
+{
+    return ucmi_policy_score(span, atomic_load_explicit(&m->again, memory_order_relaxed) != 0,
+                             atomic_load_explicit(&m->tick, memory_order_relaxed),
+                             atomic_load_explicit(&m->depth, memory_order_relaxed));
+}
+
+static void count_use(struct ucmi_pool *p, struct ucmi_pool_meta *m, uint32_t now)
+{
+    bool again = atomic_load_explicit(&m->again, memory_order_relaxed);
+    uint32_t tick = atomic_load_explicit(&m->tick, memory_order_relaxed);
+    if (!again && ucmi_policy_again(&p->policy, false, tick, now)) /* the line is shared */
+        atomic_store_explicit(&m->again, 1, memory_order_relaxed);
+}
+
+/* The block of a slot that is ours by now, and was its until now. */
+static void remember(struct ucmi_pool *p, struct ucmi_pool_meta *m)
+{
+    uint64_t key[2] = {atomic_load(&m->key[0]), atomic_load(&m->key[1])};
+    ucmi_policy_leave(&p->policy, hash_of(key, atomic_load(&m->rank)), atomic_load(&m->again),
+                      atomic_load(&m->tick));
+}
+
 /* ---- claiming ---- */
 
 static bool claim_free(struct ucmi_pool *p, uint32_t slot)
@@ -203,11 +235,11 @@ static uint32_t take_free(struct ucmi_pool *p, const struct where *w)
     return UCMI_POOL_NONE;
 }
 
-/* The replacement policy: of the READY slots that nobody holds the one used longest ago; of those
- * used together the one furthest down the prefix chain, which is of no use without the others. */
+/* Of the READY slots that nobody holds the one that the policy wants kept least. */
 static uint32_t coldest(const struct ucmi_pool *p, const struct where *w, uint64_t *word_p)
 {
-    uint32_t best = UCMI_POOL_NONE, best_tick = 0, best_depth = 0;
+    uint32_t best = UCMI_POOL_NONE, span = ucmi_policy_span(&p->policy);
+    uint64_t best_score = 0;
     for (uint32_t i = 0; i < w->nsets; i++) {
         uint32_t first = ucmi_pool_set_first(p, w->sets[i]);
         for (uint32_t k = 0; k < ucmi_pool_set_size(p, w->sets[i]); k++) {
@@ -216,13 +248,10 @@ static uint32_t coldest(const struct ucmi_pool *p, const struct where *w, uint64
             if (state_of(word) != UCMI_SLOT_READY ||
                 atomic_load_explicit(&m->holders, memory_order_relaxed))
                 continue;
-            uint32_t tick = atomic_load_explicit(&m->tick, memory_order_relaxed);
-            uint32_t depth = atomic_load_explicit(&m->depth, memory_order_relaxed);
-            if (best == UCMI_POOL_NONE || tick < best_tick ||
-                (tick == best_tick && depth > best_depth)) {
+            uint64_t score = score_of(m, span);
+            if (best == UCMI_POOL_NONE || score < best_score) {
                 best = first + k;
-                best_tick = tick;
-                best_depth = depth;
+                best_score = score;
                 *word_p = word;
             }
         }
@@ -246,6 +275,7 @@ static uint32_t take_coldest(struct ucmi_pool *p, const struct where *w)
             atomic_store(&m->word, was);
             continue;
         }
+        remember(p, m);
         atomic_store(&m->word, make_word(generation + 1, p->me, UCMI_SLOT_CLAIMED));
         atomic_fetch_sub(&p->head->ready, 1);
         ucmi_count(p->counters, UCMI_CACHE_EVICTED, 1);
@@ -259,11 +289,14 @@ static void announce(struct ucmi_pool *p, uint32_t slot, const struct where *w, 
 {
     struct ucmi_pool_meta *m = &p->metas[slot];
     uint64_t generation = atomic_load(&m->word) >> 16;
+    uint32_t now = tick_now();
+    bool again = ucmi_policy_enter(&p->policy, hash_of(w->key, w->rank), now);
     atomic_store_explicit(&m->key[0], w->key[0], memory_order_release);
     atomic_store_explicit(&m->key[1], w->key[1], memory_order_release);
     atomic_store_explicit(&m->rank, w->rank, memory_order_release);
     atomic_store_explicit(&m->depth, depth, memory_order_relaxed);
-    atomic_store_explicit(&m->tick, tick_now(), memory_order_relaxed);
+    atomic_store_explicit(&m->tick, now, memory_order_relaxed);
+    atomic_store_explicit(&m->again, again, memory_order_relaxed);
     set_tag(p, slot, w->tag);
     atomic_store(&m->word, make_word(generation, p->me, UCMI_SLOT_FILLING));
 }
@@ -281,6 +314,7 @@ enum ucmi_pool_got ucmi_pool_get(struct ucmi_pool *p, const struct ucmi_pool_wan
                 return owner_of(word) == p->me ? UCMI_POOL_MINE : UCMI_POOL_BUSY;
             if (state_of(word) == UCMI_SLOT_EVICTING || !pin_ready(p, slot, word))
                 continue; /* a moment in the life of a slot */
+            count_use(p, &p->metas[slot], tick_now());
             atomic_store_explicit(&p->metas[slot].tick, tick_now(), memory_order_relaxed);
             return UCMI_POOL_READY;
         }
@@ -371,8 +405,9 @@ void ucmi_pool_disown(struct ucmi_pool *p, uint32_t slot, uint64_t gone)
 
 /* ---- lookups ---- */
 
-static void lease(struct ucmi_pool_meta *m, uint32_t until)
+static void lease(struct ucmi_pool *p, struct ucmi_pool_meta *m, uint32_t until)
 {
+    count_use(p, m, until - LEASE_TICKS);
     /* Written once a tick at most: lookups come in swarms, and the line is shared. */
     if (atomic_load_explicit(&m->tick, memory_order_relaxed) < until)
         atomic_store_explicit(&m->tick, until, memory_order_relaxed);
@@ -399,7 +434,7 @@ static size_t lookup_some(struct ucmi_pool *p, const struct where *w, size_t n, 
         uint32_t slot = hint[i] ? find(p, &w[i], UCMI_POOL_NONE, &word) : UCMI_POOL_NONE;
         if (slot != UCMI_POOL_NONE && state_of(word) == UCMI_SLOT_READY) {
             *found[i] = level;
-            lease(&p->metas[slot], until);
+            lease(p, &p->metas[slot], until);
         } else {
             missed++;
         }

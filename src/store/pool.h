@@ -13,7 +13,7 @@
  * Every transition is a compare-and-swap of the meta's word {generation, owner, state}:
  *
  *     FREE       -> CLAIMED                  by whoever needs a slot; the generation goes up
- *     READY      -> EVICTING -> CLAIMED      the coldest of the two sets, if nobody holds it
+ *     READY      -> EVICTING -> CLAIMED      the coldest of the two sets (policy.h), if not held
  *     CLAIMED    -> FILLING                  the key is written; others can see who fills the block
  *     FILLING    -> READY                    ucmi_pool_publish
  *     FILLING    -> CLAIMED -> FREE          ucmi_pool_drop
@@ -38,7 +38,7 @@
 #ifndef UCMI_POOL_H
 #define UCMI_POOL_H
 
-#include "base/base.h"
+#include "store/policy.h"
 
 enum {
     UCMI_POOL_WAYS = 32,    /* slots of a set, at most */
@@ -61,6 +61,7 @@ struct ucmi_pool_meta {
     _Atomic uint64_t key[2];
     _Atomic uint32_t rank, depth;
     _Atomic uint32_t tick;     /* when it was last used; in the future: leased until then */
+    _Atomic uint32_t again;    /* 1: it was used before that: policy.h */
     _Atomic uint64_t since_ns; /* QUARANTINE: from when */
     _Atomic uint64_t unstored; /* generation and owner: who is to write down the block that is READY
                                 * in this generation, and has not; 0: nobody needs to */
@@ -80,6 +81,7 @@ struct ucmi_pool_head {
     _Atomic uint32_t quarantined; /* slots in QUARANTINE */
     _Atomic int64_t ready;        /* slots in READY */
     _Atomic uint32_t busy[UCMI_POOL_MEMBERS]; /* slots each member fills or writes down */
+    _Atomic uint64_t span;                    /* of the policy: all members learn it together */
 };
 
 struct ucmi_pool {
@@ -92,6 +94,7 @@ struct ucmi_pool {
     unsigned me;                    /* our index */
     uint64_t quarantine_ns;
     struct ucm_counters *counters;
+    struct ucmi_policy policy; /* the span is all members', the ghosts are of what we evicted */
 
     pthread_mutex_t lock;      /* guards pins; a leaf */
     uint32_t *pins;            /* ours, per slot; the first sets our bit, the last clears it */

@@ -36,7 +36,7 @@
 #endif
 
 enum {
-    VERSION = 3,
+    VERSION = 4,
     GATE = UCMI_POOL_MEMBERS,
     GATE_STEP_MS = 2,
     JOIN_MS = 60000, /* the maker of a large pool holds the gate while its space is allocated */
@@ -225,7 +225,7 @@ static int map(struct ucmi_pool *p, const struct ucmi_pool_layout *l)
     madvise(memory, l->size, MADV_DONTFORK);
     madvise(memory, l->size, MADV_DONTDUMP);
     take_layout(p, memory, l);
-    return 0;
+    return ucmi_policy_open(&p->policy, &p->head->span, l->nslots);
 }
 
 static void *populate_main(void *arg)
@@ -503,6 +503,7 @@ static void detach(struct ucmi_pool *p)
         munmap(p->head, p->layout.size);
     if (p->fd >= 0)
         close(p->fd);
+    ucmi_policy_close(&p->policy);
     free(p->pins);
     free(p->touched);
     p->head = NULL;

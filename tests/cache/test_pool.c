@@ -222,6 +222,67 @@ static void coldest_goes_first_tails_before_heads(void **state)
     ucmi_pool_close(p);
 }
 
+static void set_last_use(struct ucmi_pool *p, uint32_t tick)
+{
+    for (uint32_t i = 0; i < p->layout.nslots; i++)
+        atomic_store(&p->metas[i].tick, tick);
+}
+
+static void what_was_used_again_outlives_what_was_not(void **state)
+{
+    struct ucmi_pool *p = pool_of(NULL, 1, 4);
+    uint32_t slot[4];
+    for (uint64_t i = 0; i < 4; i++)
+        slot[i] = put(p, i, (uint32_t)i);
+    set_last_use(p, 1);
+    assert_true(found(p, 3));                                  /* a lookup is a use */
+    assert_int_equal(get(p, 2, 2, &slot[2]), UCMI_POOL_READY); /* so is getting it */
+    ucmi_pool_unpin(p, slot[2]);
+    for (int i = 0; i < 4; i++)
+        assert_int_equal(atomic_load(&p->metas[slot[i]].again), i >= 2);
+    set_last_use(p, 100);
+    atomic_store(&p->metas[slot[2]].tick, 81);
+    atomic_store(&p->metas[slot[3]].tick, 79);
+    atomic_store(&p->head->span, (uint64_t)10 << 28 | 1); /* ticks, whatever the clock said */
+    put(p, 10, 0);
+    assert_false(found(p, 3));                   /* two spans are over */
+    atomic_store(&p->metas[slot[3]].tick, 1000); /* where 10 is now */
+    put(p, 11, 0);
+    assert_false(found(p, 1));
+    atomic_store(&p->metas[slot[1]].tick, 1000);
+    put(p, 12, 0);
+    assert_false(found(p, 0));
+    atomic_store(&p->metas[slot[0]].tick, 1000);
+    put(p, 13, 0);
+    assert_false(found(p, 2)); /* after those that were used later, but once */
+    ucmi_pool_close(p);
+}
+
+static void who_comes_back_has_been_used_again(void **state)
+{
+    struct ucmi_pool *p = pool_of(NULL, 1, 4);
+    for (uint64_t i = 0; i < 5; i++) {
+        uint32_t slot = put(p, i, 0);
+        assert_int_equal(atomic_load(&p->metas[slot].again), 0);
+        atomic_fetch_sub(&p->metas[slot].tick, 5 - (uint32_t)i);
+    }
+    uint32_t slot = put(p, 0, 0); /* evicted by 4 */
+    assert_int_equal(atomic_load(&p->metas[slot].again), 1);
+    ucmi_pool_close(p);
+}
+
+static void uses_are_counted_once_a_tick(void **state)
+{
+    struct ucmi_pool *p = pool_of(NULL, 1, 4);
+    uint32_t slot = put(p, 1, 0);
+    for (int i = 0; i < 3; i++) { /* leased into the future: also if a tick ends meanwhile */
+        atomic_store(&p->metas[slot].tick, UINT32_MAX - 1);
+        assert_true(found(p, 1));
+    }
+    assert_int_equal(atomic_load(&p->metas[slot].again), 0);
+    ucmi_pool_close(p);
+}
+
 static void lookup_and_use_keep_a_block(void **state)
 {
     struct ucmi_pool *p = pool_of(NULL, 1, 4);
@@ -416,6 +477,9 @@ int main(void)
         TEST(fills_before_it_evicts),
         TEST(sets_share_the_slots),
         TEST(coldest_goes_first_tails_before_heads),
+        TEST(what_was_used_again_outlives_what_was_not),
+        TEST(who_comes_back_has_been_used_again),
+        TEST(uses_are_counted_once_a_tick),
         TEST(lookup_and_use_keep_a_block),
         TEST(ranks_are_told_apart),
         TEST(lookup_skips_what_is_found),
