@@ -90,12 +90,17 @@ void ucmi_batch_fail(struct ucmi_posix *p, struct ucmi_batch *b, int err)
     b->n = 0;
 }
 
+static uint8_t put_flags(const struct ucmi_slot *slot)
+{
+    return (uint8_t)((slot->pinned ? UCMI_PINNED : 0) | (slot->again ? UCMI_AGAIN : 0));
+}
+
 struct ucmi_record ucmi_commit_record(const struct ucmi_slot *slot, enum ucmi_op op,
                                       const struct ucmi_lane *lane, uint32_t place)
 {
     return (struct ucmi_record){
         .op = op,
-        .flags = op == UCMI_PUT && slot->pinned ? UCMI_PINNED : 0,
+        .flags = op == UCMI_PUT ? put_flags(slot) : 0,
         .rank = slot->rank,
         .key = slot->key,
         .segment = place / lane->slots,

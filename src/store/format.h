@@ -47,7 +47,8 @@ enum ucmi_op {
 };
 enum {
     UCMI_PINNED = 1, /* of a PUT: not to be evicted before `tick` */
-    UCMI_IF_BAD = 2  /* of a FORGET: if it fails its check */
+    UCMI_IF_BAD = 2, /* of a FORGET: if it fails its check */
+    UCMI_AGAIN = 4   /* of a PUT: it was used before its last use */
 };
 struct ucmi_record {
     uint64_t seq; /* of the first record of a lane 1, then one more each, over all generations */

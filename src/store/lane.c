@@ -343,7 +343,7 @@ static void touched(struct ucmi_posix *p, const struct ucmi_record *r)
         struct ucmi_entry *e = ucmi_index_find(&p->index, &r->key, r->rank, lane->id);
         struct ucmi_slot *slot = e ? ucmi_own_slot(lane, e->place) : NULL;
         if (slot && slot->tick < r->tick)
-            ucmi_slot_use(slot, r->tick);
+            ucmi_room_used(p, slot, r->tick);
     }
 }
 

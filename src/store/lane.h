@@ -24,21 +24,15 @@ struct ucmi_slot { /* of our own lanes only */
     ucm_key key;
     uint32_t tick, depth, header_sum;
     uint16_t rank : 15, pinned : 1; /* pinned: tick is when that ends */
-    uint8_t state;
-    uint8_t ios; /* moves in flight */
+    uint8_t state : 7;              /* enum ucmi_disk_state */
+    uint8_t again : 1;              /* used before its last use: policy.h */
+    uint8_t ios;                    /* moves in flight */
 };
 _Static_assert(sizeof(struct ucmi_slot) == 32, "32 bytes of RAM a block, beside the index");
 
 static inline bool ucmi_slot_pinned(const struct ucmi_slot *slot, uint32_t now)
 {
     return slot->pinned && slot->tick > now;
-}
-static inline void ucmi_slot_use(struct ucmi_slot *slot, uint32_t tick)
-{
-    if (ucmi_slot_pinned(slot, tick))
-        return;
-    slot->tick = tick;
-    slot->pinned = false;
 }
 
 struct ucmi_seg {
@@ -110,6 +104,7 @@ enum ucmi_commit_stage {
 struct ucmi_victim {
     uint64_t score; /* lowest goes first */
     uint32_t place;
+    uint32_t tick; /* of its last use, when that was the score */
 };
 
 struct ucmi_own {

@@ -199,6 +199,7 @@ static void replay_record(void *arg, const struct ucmi_record *r)
                                    .header_sum = r->header_sum,
                                    .rank = r->rank & 0x7fff,
                                    .pinned = (r->flags & UCMI_PINNED) != 0,
+                                   .again = (r->flags & UCMI_AGAIN) != 0,
                                    .state = UCMI_DISK_LIVE};
     } else if (r->op == UCMI_DEL && slot->state == UCMI_DISK_LIVE &&
                ucmi_key_eq(&slot->key, &r->key)) {

@@ -21,7 +21,11 @@
 #include <sys/vfs.h>
 #include <unistd.h>
 
-enum { PROBE_STEP = 1024, FIRST_PIECES = 64 };
+enum {
+    PROBE_STEP = 1024,
+    FIRST_PIECES = 64,
+    BLOCKS_UNBOUND = 1 << 17 /* where only the disk bounds them: as many are remembered as if so */
+};
 
 /* ---- opening ---- */
 
@@ -128,6 +132,9 @@ static int init_shared(struct ucmi_posix *p)
     pthread_rwlockattr_t attr;
     int err = ucmi_queue_init(&p->queue, (size_t)p->o->queue_depth);
     if (!err)
+        err = ucmi_policy_open(&p->policy, &p->span,
+                               p->capacity ? p->capacity / p->slot_size : BLOCKS_UNBOUND);
+    if (!err)
         err = ucmi_index_init(&p->index);
     if (err < 0)
         return err;
@@ -163,6 +170,7 @@ static void tear_down(struct ucmi_posix *p)
         pthread_rwlock_destroy(&p->lock);
     }
     ucmi_index_destroy(&p->index);
+    ucmi_policy_close(&p->policy);
     if (p->queue.ring)
         ucmi_queue_destroy(&p->queue);
 }

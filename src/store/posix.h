@@ -28,6 +28,7 @@
 #include "io/io.h"
 #include "store/index.h"
 #include "store/lane.h"
+#include "store/policy.h"
 #include "store/store.h"
 
 enum ucmi_sync { UCMI_SYNC_NONE, UCMI_SYNC_DATA, UCMI_SYNC_FULL };
@@ -216,6 +217,8 @@ struct ucmi_posix {
     int ear, ear_stop, ear_ns; /* ear: -1: none; ear_ns: the directory it hears, -1: none yet */
     bool wants_lane; /* a load had something to tell the owners of lanes, and there is no journal */
     uint64_t own_bytes;
+    struct ucmi_policy policy; /* of all lanes here */
+    _Atomic uint64_t span;     /* its */
 };
 
 /* ---- posix.c ---- */
@@ -474,5 +477,7 @@ int ucmi_room_get(struct ucmi_posix *p, struct ucmi_lane **lane_p, uint32_t *pla
 /* The block is bad, or its segment gone: takes it out of our lane, unless the slot is another
  * block's by now. */
 void ucmi_room_drop(struct ucmi_posix *p, struct ucmi_lane *lane, const struct ucmi_entry *e);
+/* Somebody used the block in that tick: it is its last use, whatever a clock said before. */
+void ucmi_room_used(struct ucmi_posix *p, struct ucmi_slot *slot, uint32_t tick);
 
 #endif

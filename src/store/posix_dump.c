@@ -142,12 +142,14 @@ static void block_over(struct ucmi_posix *p, struct ucmi_block *b)
         return;
     }
     struct ucmi_slot *slot = ucmi_own_slot(b->lane, b->place);
+    uint32_t now = ucmi_tick((uint64_t)time(NULL));
     *slot = (struct ucmi_slot){
         .key = b->key,
-        .tick = ucmi_tick((uint64_t)time(NULL)),
+        .tick = now,
         .depth = b->depth,
         .header_sum = (uint32_t)b->header->sum,
         .rank = (uint16_t)p->geo->rank,
+        .again = ucmi_policy_enter(&p->policy, ucmi_key_word(&b->key, p->geo->rank), now),
         .state = UCMI_DISK_OPEN,
     };
     struct ucmi_record r = ucmi_commit_record(slot, UCMI_PUT, b->lane, b->place);

@@ -27,7 +27,7 @@ static bool passing(const struct ucmi_posix *p, int err)
 static void touch(struct ucmi_posix *p, const struct ucmi_move *m)
 {
     if (m->own_slot)
-        ucmi_slot_use(ucmi_own_slot(m->lane, m->place), ucmi_tick((uint64_t)time(NULL)));
+        ucmi_room_used(p, ucmi_own_slot(m->lane, m->place), ucmi_tick((uint64_t)time(NULL)));
     else
         ucmi_commit_touch(p, &m->part->s->key);
 }

@@ -215,9 +215,19 @@ int ucmi_room_reclaim(struct ucmi_posix *p, uint32_t coldest, bool pinned_too)
 
 /* ---- evicting ---- */
 
-static uint64_t score_of(const struct ucmi_slot *slot)
+void ucmi_room_used(struct ucmi_posix *p, struct ucmi_slot *slot, uint32_t tick)
 {
-    return (uint64_t)slot->tick << 32 | (UINT32_MAX - slot->depth); /* within a tick, tails first */
+    if (ucmi_slot_pinned(slot, tick))
+        return;
+    /* Of one that was pinned nobody knows how long ago. */
+    slot->again = slot->pinned || ucmi_policy_again(&p->policy, slot->again, slot->tick, tick);
+    slot->tick = tick;
+    slot->pinned = false;
+}
+
+static uint64_t score_of(const struct ucmi_slot *slot, uint32_t span)
+{
+    return ucmi_policy_score(span, slot->again, slot->tick, slot->depth);
 }
 
 /* A block that a lookup has found lately is about to be loaded; and it has been of use.  Called
@@ -227,7 +237,7 @@ uint32_t ucmi_slot_seen(struct ucmi_posix *p, const struct ucmi_lane *lane, stru
     const struct ucmi_entry *e = ucmi_index_find(&p->index, &slot->key, slot->rank, lane->id);
     uint32_t seen = e ? atomic_load_explicit(&e->seen, memory_order_relaxed) : 0;
     if (ucmi_tick(seen) > slot->tick)
-        ucmi_slot_use(slot, ucmi_tick(seen));
+        ucmi_room_used(p, slot, ucmi_tick(seen));
     return seen;
 }
 
@@ -273,6 +283,7 @@ static int find_victims(struct ucmi_posix *p, struct ucmi_lane *lane, uint32_t n
         own->cap_victims = max;
     }
     struct ucmi_victim *v = own->victims;
+    uint32_t span = ucmi_policy_span(&p->policy);
     size_t n = 0;
     for (uint32_t place = 0; place < lane->nsegs * lane->slots; place++) {
         if (!lane->segs[place / lane->slots].slots) {
@@ -281,16 +292,17 @@ static int find_victims(struct ucmi_posix *p, struct ucmi_lane *lane, uint32_t n
         }
         struct ucmi_slot *slot = ucmi_own_slot(lane, place);
         if (slot->state != UCMI_DISK_LIVE || slot->ios ||
-            (n == max && score_of(slot) >= v[0].score))
+            (n == max && score_of(slot, span) >= v[0].score))
             continue;
-        if (leased(p, lane, slot, now) || (n == max && score_of(slot) >= v[0].score))
+        if (leased(p, lane, slot, now) || (n == max && score_of(slot, span) >= v[0].score))
             continue;
+        struct ucmi_victim victim = {score_of(slot, span), place, slot->tick};
         if (n < max) {
-            v[n++] = (struct ucmi_victim){score_of(slot), place};
+            v[n++] = victim;
             for (size_t i = n / 2; n == max && i-- > 0;)
                 sift_down(v, n, i);
         } else {
-            v[0] = (struct ucmi_victim){score_of(slot), place};
+            v[0] = victim;
             sift_down(v, n, 0);
         }
     }
@@ -366,11 +378,14 @@ static size_t evict(struct ucmi_posix *p, size_t n)
         struct ucmi_own *own = lane->own;
         struct ucmi_victim *v = &own->victims[own->next_victim++];
         struct ucmi_slot *slot = ucmi_own_slot(lane, v->place);
-        if (slot->state != UCMI_DISK_LIVE || slot->ios || score_of(slot) != v->score)
+        if (slot->state != UCMI_DISK_LIVE || slot->ios || slot->tick != v->tick)
             continue;
         pthread_rwlock_wrlock(&p->lock); /* no lookup finds it between the question and the end */
-        if (!leased(p, lane, slot, now) && leave(p, lane, v->place))
+        if (!leased(p, lane, slot, now) && slot->tick == v->tick && leave(p, lane, v->place)) {
+            ucmi_policy_leave(&p->policy, ucmi_key_word(&slot->key, slot->rank), slot->again,
+                              slot->tick);
             left--;
+        }
         pthread_rwlock_unlock(&p->lock);
     }
     ucmi_count(p->t->counters, UCMI_DISK_EVICTED, (int64_t)(n - left));
@@ -414,7 +429,7 @@ static uint32_t sum_own(const struct ucmi_posix *p, size_t field)
 static uint32_t coldest_tick(struct ucmi_posix *p)
 {
     struct ucmi_lane *lane = coldest_lane(p, (uint32_t)time(NULL));
-    return lane ? (uint32_t)(lane->own->victims[lane->own->next_victim].score >> 32) : UINT32_MAX;
+    return lane ? lane->own->victims[lane->own->next_victim].tick : UINT32_MAX;
 }
 
 /* Where not even a lane more fits, one that is dead makes room, whosever it was. */

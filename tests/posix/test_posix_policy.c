@@ -1,0 +1,148 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The disk follows store/policy.h.  The clock is ours: a tick of the disk is 16 seconds. */
+#include "harness.h"
+
+#include <stdlib.h>
+#include <time.h>
+
+static const struct shape shape = {4096, 1, 0};
+static const char options[] = "posix_capacity_gb=0.0015";
+static _Atomic time_t ahead;
+
+int __wrap_clock_gettime(clockid_t clock, struct timespec *t);
+int __real_clock_gettime(clockid_t clock, struct timespec *t);
+int __wrap_clock_gettime(clockid_t clock, struct timespec *t)
+{
+    int err = __real_clock_gettime(clock, t);
+    if (!err && (clock == CLOCK_REALTIME || clock == CLOCK_REALTIME_COARSE))
+        t->tv_sec += atomic_load(&ahead);
+    return err;
+}
+
+time_t __wrap_time(time_t *t);
+time_t __real_time(time_t *t);
+time_t __wrap_time(time_t *t)
+{
+    time_t now = __real_time(NULL) + atomic_load(&ahead);
+    if (t)
+        *t = now;
+    return now;
+}
+
+static void wait_ticks(unsigned n)
+{
+    atomic_fetch_add(&ahead, 16 * (time_t)n);
+}
+
+/* Dumps or loads one block. */
+static void one(ucm_store *store, bool dump, uint64_t i)
+{
+    struct memory m;
+    memory_new(&m, store, &shape, 1);
+    (dump ? dump_all : load_all)(store, &m, i);
+    memory_free(&m);
+}
+
+/* Dumps blocks that nobody knows until n more have gone. */
+static void push_out(ucm_store *store, unsigned n)
+{
+    static uint64_t next = 1000000;
+    double gone = metric(store, "disk_evicted_total");
+    struct memory m;
+    memory_new(&m, store, &shape, 1);
+    while (metric(store, "disk_evicted_total") < gone + n)
+        dump_all(store, &m, next++);
+    memory_free(&m);
+}
+
+static void fill(ucm_store *store)
+{
+    push_out(store, 1);
+}
+
+static double blocks(ucm_store *store)
+{
+    return metric(store, "disk_blocks");
+}
+
+static void what_was_used_again_outlives_what_was_not(void **state)
+{
+    ucm_store *store = open_store(*state, &shape, options);
+    one(store, true, 1);
+    wait_ticks(20);
+    one(store, false, 1); /* from now on the span is 20 ticks */
+    wait_ticks(10);
+    one(store, true, 2); /* later than 1, but used once */
+    wait_ticks(1);
+    fill(store);
+    push_out(store, (unsigned)blocks(store) / 2);
+    assert_int_equal(count_found(store, 2, 1), 0);
+    assert_int_equal(count_found(store, 1, 1), 1);
+    wait_ticks(2 * 20 + 10); /* what comes now is worth more */
+    push_out(store, 2 * (unsigned)blocks(store));
+    wait_ticks(2 * 20 + 10);
+    push_out(store, 2 * (unsigned)blocks(store));
+    assert_int_equal(count_found(store, 1, 1), 0);
+    ucm_store_close(store);
+}
+
+/* A lookup alone is a use, for another process may load. */
+static void a_lookup_is_a_use(void **state)
+{
+    ucm_store *store = open_store(*state, &shape, options);
+    one(store, true, 1);
+    one(store, true, 2);
+    wait_ticks(20);
+    one(store, false, 2);
+    assert_int_equal(count_found(store, 1, 1), 1);
+    wait_ticks(10);
+    one(store, true, 3);
+    wait_ticks(1);
+    fill(store);
+    push_out(store, (unsigned)blocks(store) / 2);
+    assert_int_equal(count_found(store, 3, 1), 0);
+    assert_int_equal(count_found(store, 1, 2), 2);
+    ucm_store_close(store);
+}
+
+static void who_comes_back_has_been_used_again(void **state)
+{
+    ucm_store *store = open_store(*state, &shape, options);
+    one(store, true, 1);
+    wait_ticks(1);
+    fill(store);
+    push_out(store, (unsigned)blocks(store) / 2);
+    assert_int_equal(count_found(store, 1, 1), 0);
+    wait_ticks(20);
+    one(store, true, 1); /* it is known, and the span is 21 ticks */
+    wait_ticks(1);
+    one(store, true, 2);
+    wait_ticks(1);
+    push_out(store, (unsigned)blocks(store));
+    assert_int_equal(count_found(store, 2, 1), 0);
+    assert_int_equal(count_found(store, 1, 1), 1);
+    /* So it is to who takes over: the journal says it. */
+    ucm_store_close(store);
+    store = open_store(*state, &shape, options);
+    one(store, true, 3);
+    wait_ticks(20);
+    one(store, false, 3); /* the span has to be learnt again */
+    one(store, true, 4);
+    wait_ticks(1);
+    push_out(store, (unsigned)blocks(store));
+    assert_int_equal(count_found(store, 4, 1), 0);
+    assert_int_equal(count_found(store, 1, 1), 1);
+    ucm_store_close(store);
+}
+
+#define TEST(f) cmocka_unit_test_setup_teardown(f, make_dir, remove_dir)
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        TEST(what_was_used_again_outlives_what_was_not),
+        TEST(a_lookup_is_a_use),
+        TEST(who_comes_back_has_been_used_again),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
