@@ -591,7 +591,8 @@ const struct verb verb_verify = {
         "Reads every block and checks length, header, identity and checksums. Prints each bad one. "
         "Changes nothing without --repair: an engine that meets a bad block drops it by itself. "
         "With it bad blocks are dropped, those of lanes in use by their owners, who see for "
-        "themselves; and a journal that nobody can read is replaced. Exit status: 0 all good, or "
+        "themselves; and a journal that nobody can read is replaced, or its lane removed. Exit "
+        "status: 0 all good, or "
         "is now, 1 bad blocks or unreadable files (with --repair: are left), 2 could not run.",
     .opts = verify_opts,
     .size = sizeof(struct look),

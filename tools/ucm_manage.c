@@ -105,7 +105,6 @@ static const char *words_for(const struct ucm_manage_info *info)
     switch (-info->err) {
     case 0: return "";
     case ETIMEDOUT: return "its owner does not answer; try again when it does something";
-    case ENODATA: return "no journal of the namespace can be read; remove the lane's directory";
     case ENOTSUP: return "of another format: use the ucm that made it";
     default: return strerror(-info->err);
     }

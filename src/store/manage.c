@@ -340,6 +340,33 @@ int ucmi_manage_own(struct ucmi_manager *m, struct ucmi_space *sp, struct ucmi_s
     return m->how->op == UCM_MANAGE_RM ? give_back(sp, sn) : 0;
 }
 
+/* ---- lanes that nobody can read ---- */
+
+static void unlink_ours(void *arg, int dir, const char *name)
+{
+    uint32_t segment;
+    if (strncmp(name, "journal", 7) == 0 || strcmp(name, "pinned") == 0 ||
+        ucmi_seg_number(name, &segment))
+        unlinkat(dir, name, 0);
+}
+
+/* Nor does another lane tell what its blocks were like, so it could not even be taken over: what
+ * nobody owns and nobody can ever read goes. */
+static int remove_unreadable(struct ucmi_manager *m, struct ucmi_space *sp, struct ucmi_seen *sn)
+{
+    int lock =
+        openat(sn->dir, "lock", O_RDWR | O_CREAT | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC, 0666);
+    int err = lock < 0 ? -errno : ucmi_lock_try(lock);
+    if (!err && ucmi_seen_read(m, sp, sn) == -EBADMSG) { /* still, now that nobody writes it */
+        ucmi_each_name(sn->dir, ".", unlink_ours, NULL);
+        unlinkat(sn->dir, "lock", 0);
+        unlinkat(sp->dir, sn->name, AT_REMOVEDIR); /* what is not ours in it stays */
+    }
+    if (lock >= 0)
+        close(lock);
+    return err;
+}
+
 /* ---- all of it ---- */
 
 static void serve_lane(struct ucmi_manager *m, struct ucmi_space *sp, struct ucmi_seen *sn,
@@ -352,16 +379,18 @@ static void serve_lane(struct ucmi_manager *m, struct ucmi_space *sp, struct ucm
         return;
     }
     int err = ucmi_seen_take(m, sp, sn);
+    if (err == -ENODATA && !sp->known)
+        err = remove_unreadable(m, sp, sn);
     sn->live = err == -EAGAIN || err == -EBUSY;
     if (sn->live && !unreadable) {
         ucmi_ask_for(m, sp, sn, q);
         return;
     }
     sn->info.chosen = chosen;
-    if (!err)
+    if (sn->lane) {
         err = ucmi_manage_own(m, sp, sn);
-    if (sn->lane)
         ucmi_seen_drop(sp, sn, m->how->op == UCM_MANAGE_RM);
+    }
     sn->info.err = err;
     sn->info.left = sn->info.chosen - sn->info.done - sn->info.kept;
 }
