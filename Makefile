@@ -9,7 +9,7 @@ MESON := $(VENV)/bin/meson
 TESTS := $(MESON) test --print-errorlogs --no-rebuild
 
 .DEFAULT_GOAL := build
-.PHONY: build demo test check test-c test-python test-e2e asan tsan fuzz model stress soak coverage bench docs fmt wheel clean help
+.PHONY: build demo test check test-c test-python test-e2e test-nfs asan tsan fuzz model stress soak coverage bench docs fmt wheel clean help
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -70,6 +70,10 @@ test-python: $(VENV)/.package ## the extension and the package
 	$(VENV)/bin/pytest -q tests/python
 test-e2e: $(VENV)/.engine $(VENV)/.package ## a real vLLM: restart, damage, kills, preemption
 	$(VENV)/bin/pytest -q tests/e2e
+
+test-nfs: build ## a kernel NFS server and two clients of it, v3 and v4.2, in User-mode Linux: 10 minutes, root
+	tools/setup-apt user-mode-linux kmod e2fsprogs iproute2 nfs-kernel-server nfs-common rpcbind
+	UCM_BUILD=$(BUILD) $(VENV)/bin/pytest -q tests/nfs
 
 FUZZ_SECONDS ?= 30
 fuzz: build-fuzz/build.ninja ## each fuzz target for FUZZ_SECONDS (30)
