@@ -189,7 +189,7 @@ static void visit_lane(void *arg, int ns, const char *name)
         }
     }
     for (uint32_t g = 0; !err && g < in->table.nsegs; g++)
-        for (uint32_t i = 0; i < in->table.slots; i++)
+        for (uint32_t i = 0; in->table.segs[g] && i < in->table.slots; i++)
             visit_block(in, g, i);
     info->error += err != 0;
     if (in->how->lane)

@@ -83,7 +83,7 @@ static void find_lane(void *arg, int ns, const char *name)
     int dir = openat(ns, name, O_RDONLY | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW);
     if (dir < 0)
         return;
-    struct ucmi_seen *v = reallocarray(sp->lanes, sp->nlanes + 1, sizeof *v);
+    struct ucmi_seen *v = realloc(sp->lanes, (sp->nlanes + 1) * sizeof *v);
     if (!v) {
         f->m->failed = true;
         close(dir);
@@ -118,7 +118,7 @@ static void find_space(void *arg, int root, const char *name)
         return;
     struct ucmi_space *v = NULL;
     if (ns_fits(m, name, sp.dir)) {
-        v = reallocarray(m->spaces, m->nspaces + 1, sizeof *v);
+        v = realloc(m->spaces, (m->nspaces + 1) * sizeof *v);
         m->failed |= !v;
     }
     if (!v) {
@@ -162,7 +162,7 @@ static uint64_t count_wanted(const struct ucmi_manager *m, const struct ucmi_spa
 {
     uint64_t n = 0;
     for (uint32_t g = 0; g < sn->table.nsegs; g++)
-        for (uint32_t i = 0; i < sn->table.slots; i++) {
+        for (uint32_t i = 0; sn->table.segs[g] && i < sn->table.slots; i++) {
             const struct ucmi_live *at = ucmi_table_at(&sn->table, g, i);
             n += at && ucmi_wanted(m, sp, sn, &at->put);
         }

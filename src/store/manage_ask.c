@@ -21,7 +21,7 @@ int ucmi_ask_add(struct ucmi_requests *q, struct ucmi_seen *sn, const struct ucm
 {
     if (q->n == q->cap) {
         size_t cap = q->cap ? 2 * q->cap : UCMI_MANAGE_BATCH;
-        struct ucmi_request *v = reallocarray(q->v, cap, sizeof *v);
+        struct ucmi_request *v = realloc(q->v, cap * sizeof *v);
         if (!v)
             return -ENOMEM;
         q->v = v;
@@ -38,7 +38,7 @@ void ucmi_ask_for(struct ucmi_manager *m, struct ucmi_space *sp, struct ucmi_see
     bool pin = op == UCM_MANAGE_PIN || op == UCM_MANAGE_UNPIN;
 
     for (uint32_t g = 0; g < sn->table.nsegs; g++)
-        for (uint32_t i = 0; i < sn->table.slots; i++) {
+        for (uint32_t i = 0; sn->table.segs[g] && i < sn->table.slots; i++) {
             const struct ucmi_live *at = ucmi_table_at(&sn->table, g, i);
             if (!at || !ucmi_wanted(m, sp, sn, &at->put))
                 continue;

@@ -29,7 +29,8 @@ static bool last_use_of(const struct ucmi_space *sp, const struct ucmi_table *t,
                         uint32_t *last)
 {
     const uint32_t now = ucmi_tick((uint64_t)time(NULL));
-    for (uint32_t i = 0; i < t->slots; i++) {
+    const bool any = segment < t->nsegs && t->segs[segment];
+    for (uint32_t i = 0; any && i < t->slots; i++) {
         const struct ucmi_live *at = ucmi_table_at(t, segment, i);
         if (at && at->put.flags & UCMI_PINNED && at->put.tick > now)
             return false;
@@ -47,7 +48,7 @@ static void find_segment(void *arg, int dir, const char *name)
         return;
     if (g->n == g->cap) {
         size_t cap = g->cap ? 2 * g->cap : 64;
-        struct candidate *v = reallocarray(g->v, cap, sizeof *v);
+        struct candidate *v = realloc(g->v, cap * sizeof *v);
         if (!v) {
             g->m->failed = true;
             return;

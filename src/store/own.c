@@ -505,7 +505,7 @@ int ucmi_own_adopt(struct ucmi_posix *p, bool any_rank, struct ucmi_lane **lane_
             continue;
         int err = ucmi_own_take(p, lane);
         if (err < 0)
-            continue; /* lived in, or not to be had: there are others */
+            continue;                           /* lived in, or not to be had: there are others */
         if (p->nown > 1 && !lane->own->total) { /* no slots: its journal would only take room */
             char name[UCMI_LANE_NAME];
             memcpy(name, lane->name, sizeof name);

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Each allocation of a life of a store fails once, for all of them in turn (alloc.h): reading the
- * options, opening, dumping, looking up, loading, inspecting, closing.  What cannot be done is an
- * error or a miss; nothing wrong is loaded, nothing is kept, and the next life works.
+ * options, opening, dumping, looking up, loading, closing, inspecting, repairing.  What cannot be
+ * done is an error or a miss; nothing wrong is loaded, nothing is kept, and the next life works.
  *
  * What the program itself needs lies in static memory: its own allocations would fail as well.
  */
@@ -164,6 +164,11 @@ static void live(struct life *l)
     ucm_conf_free(conf);
     struct ucm_inspect how = {.flags = UCM_INSPECT_VERIFY, .block = see_block};
     ucm_inspect(l->dir, &how);
+    if (strcmp(l->scene->engine, "psync") != 0) /* what follows is the same for all of them */
+        return;
+    struct ucm_manage repair = {.op = UCM_MANAGE_REPAIR, .timeout_ms = 1000};
+    struct ucm_manage_total total;
+    ucm_manage(l->dir, &repair, &total);
 }
 
 /* ---- all of them ---- */

@@ -477,7 +477,7 @@ static void a_request_for_something_else_does_nothing(void **state)
 
 static void killed_anywhere(void **state)
 {
-    enum { ROUNDS = 12, N = 150 };
+    enum { ROUNDS = 12, N = 150, LITTLE = 1 << 16 }; /* a lane of requests */
     struct peer peer = peer_start(*state, &shape, SMALL);
     for (int round = 0; round < ROUNDS; round++) {
         assert_int_equal(peer_do(&peer, PEER_DUMP, 0, N), 0);
@@ -500,6 +500,7 @@ static void killed_anywhere(void **state)
             peer_do(&peer, PEER_FOUND, 99999, 1);
         kill(pid, SIGKILL);
         assert_int_equal(waitpid(pid, NULL, 0), pid);
+        assert_true(disk_usage(*state) <= (uint64_t)(0.003 * (1 << 30)) + LITTLE);
         int64_t found = peer_do(&peer, PEER_FOUND, N / 2, N / 2);
         assert_int_equal(found, N / 2); /* the innocent */
         assert_int_equal(peer_do(&peer, PEER_LOAD, N / 2, N / 2), N / 2);
