@@ -136,6 +136,22 @@ int ucmi_bound_for_lane(struct ucmi_posix *p)
     return err < 0 ? err : lock;
 }
 
+int ucmi_bound_lengthen(struct ucmi_posix *p, int fd, uint64_t len)
+{
+    struct stat st;
+    if (fstat(fd, &st) < 0)
+        return -errno;
+    uint64_t has = MIN((uint64_t)st.st_size, len);
+    int lock = p->capacity ? lock_root(p) : 0;
+    int err = lock < 0 ? lock : ucmi_bound_check(p, ucmi_bound_charge(len - has));
+    struct ucm_file f = {.op = UCM_FILE_ALLOCATE, .fd = fd, .len = (off_t)len};
+    if (!err)
+        err = ucmi_io_file(&p->io, &f);
+    if (p->capacity)
+        ucmi_file_close(p, lock);
+    return err;
+}
+
 /* ---- a smaller bound than the last owner had ---- */
 
 /* Nothing under way in it, nothing pinned in it now, and the tick of its last use is the lowest. */

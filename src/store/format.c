@@ -61,11 +61,15 @@ int ucmi_journal_header_check(const struct ucmi_journal_header *h)
         return -EBADMSG;
     if (h->format != UCMI_FORMAT)
         return -ENOTSUP;
-    if (h->sum != journal_sum(h) || h->slots == 0 || h->ranks == 0 || h->ranks > UCMI_MAX_RANKS ||
-        h->rank >= h->ranks || h->nshards == 0 || h->nshards > UCMI_MAX_SHARDS ||
-        h->shard_size == 0 || h->block_size / h->nshards != h->shard_size ||
-        h->block_size % h->nshards != 0 || h->slot_size != ucmi_slot_size(h->block_size))
+    if (h->sum != journal_sum(h) || h->block_size > UCMI_MAX_BLOCK || h->ranks == 0 ||
+        h->ranks > UCMI_MAX_RANKS || h->rank >= h->ranks || h->nshards == 0 ||
+        h->nshards > UCMI_MAX_SHARDS || h->shard_size == 0 ||
+        h->block_size / h->nshards != h->shard_size || h->block_size % h->nshards != 0 ||
+        h->slot_size != ucmi_slot_size(h->block_size))
         return -EBADMSG;
+    if (h->slots == 0 || h->slots > ((uint64_t)UCMI_MAX_SEGMENT_MB << 20) / h->slot_size ||
+        h->epoch >= UCMI_MAX_EPOCH || h->base > INT64_MAX || h->summary > UINT64_C(1) << 33)
+        return -EBADMSG; /* no arithmetic with these overflows */
     for (size_t i = 0; i < sizeof h->zero; i++)
         if (h->zero[i])
             return -EBADMSG;

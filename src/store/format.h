@@ -66,8 +66,12 @@ struct ucmi_record {
 _Static_assert(sizeof(struct ucmi_record) == 64, "64 records fill a page");
 enum {
     UCMI_TICK_SHIFT = 4,
-    UCMI_MAX_SEGMENTS = 1 << 20 /* of a lane: more would be nonsense, and tables are made by it */
+    /* More is nonsense that somebody has put there, and tables are made by it: */
+    UCMI_MAX_SEGMENTS = 1 << 16, /* of a lane */
+    UCMI_MAX_BLOCK = 1 << 30,    /* bytes, as the option says */
+    UCMI_MAX_SEGMENT_MB = 1 << 16
 };
+#define UCMI_MAX_EPOCH (UINT32_C(1) << 31) /* each is lower, so there is always a next one */
 
 struct ucmi_journal_header {
     uint64_t magic;

@@ -76,12 +76,14 @@ static int verify(const struct inspection *in, uint32_t segment, uint32_t slot,
 static bool still_there(struct inspection *in, uint32_t segment, uint32_t slot,
                         const struct ucmi_record *put)
 {
+    struct ucmi_journal_header had = *in->head; /* what is read now may be of another make */
     struct ucmi_table now;
     const struct ucmi_live *at = NULL;
     if (read_journal(in, &now) == 0)
         at = ucmi_table_at(&now, segment, slot);
     bool same = at && ucmi_key_eq(&at->put.key, &put->key) && at->put.header_sum == put->header_sum;
     ucmi_table_free(&now);
+    *in->head = had;
     return same;
 }
 
@@ -216,9 +218,10 @@ void ucmi_ns_text(int ns, char *text, size_t size)
     size_t n = 0;
     for (p = p ? p + strlen(mark) : ""; *p && *p != '"' && n + 1 < size; p++) {
         unsigned code;
+        int end = 0;
         if (*p != '\\') {
             text[n++] = *p;
-        } else if (p[1] == 'u' && sscanf(p + 2, "%4x", &code) == 1) {
+        } else if (p[1] == 'u' && sscanf(p + 2, "%4x%n", &code, &end) == 1 && end == 4) {
             text[n++] = (char)code;
             p += 5;
         } else if (p[1]) {

@@ -13,7 +13,8 @@ bool ucmi_jpos_follows(const struct ucmi_jpos *pos, const struct ucmi_record *r)
 {
     if (r->seq != pos->seq || !ucmi_record_check(r))
         return false;
-    return r->op == UCMI_EPOCH ? r->epoch > pos->epoch : r->epoch == pos->epoch;
+    return r->op == UCMI_EPOCH ? r->epoch > pos->epoch && r->epoch < UCMI_MAX_EPOCH
+                               : r->epoch == pos->epoch;
 }
 
 size_t ucmi_journal_parse(const void *buf, size_t len, struct ucmi_jpos *pos, bool *moved,

@@ -119,7 +119,7 @@ int ucmi_seg_reserve(struct ucmi_lane *lane, uint32_t segment)
     if (segment < lane->nsegs)
         return 0;
     if (segment >= UCMI_MAX_SEGMENTS || segment >= UINT32_MAX / lane->slots)
-        return -EINVAL;
+        return -ENOSPC;
     struct ucmi_seg *v = realloc(lane->segs, (segment + 1) * sizeof *v);
     if (!v)
         return -ENOMEM;
@@ -128,6 +128,12 @@ int ucmi_seg_reserve(struct ucmi_lane *lane, uint32_t segment)
     lane->segs = v;
     lane->nsegs = segment + 1;
     return 0;
+}
+
+bool ucmi_seg_may_be(const struct ucmi_posix *p, const struct ucmi_lane *lane)
+{
+    uint64_t disk = atomic_load(&p->weight), slots = (uint64_t)lane->own->total + lane->slots;
+    return !disk || slots <= disk / lane->slot_size * 4; /* four: it may compress */
 }
 
 enum { LET_GO_NS = 2000000000 };
@@ -194,14 +200,12 @@ static void learn_alignment(struct ucmi_posix *p, int fd)
 
 int ucmi_seg_fd(struct ucmi_posix *p, struct ucmi_lane *lane, uint32_t segment, bool direct)
 {
-    int err = ucmi_seg_reserve(lane, segment);
-    if (err < 0)
-        return err;
-    struct ucmi_seg *seg = &lane->segs[segment];
     direct |= p->network && p->dio_off;
-    int *fd = direct ? &seg->direct : &seg->fd;
-    if (*fd >= 0)
-        return *fd;
+    if (segment < lane->nsegs) {
+        const struct ucmi_seg *seg = &lane->segs[segment];
+        if ((direct ? seg->direct : seg->fd) >= 0)
+            return direct ? seg->direct : seg->fd;
+    }
     if (p->open_segs >= p->max_open_segs)
         close_idle_segs(p, true);
     int got = open_seg_now(p, lane, segment, direct ? O_DIRECT : 0);
@@ -209,13 +213,19 @@ int ucmi_seg_fd(struct ucmi_posix *p, struct ucmi_lane *lane, uint32_t segment, 
         p->dio_off = 0;
         return ucmi_seg_fd(p, lane, segment, false);
     }
-    if (got >= 0) {
-        *fd = got;
-        p->open_segs++;
-        if (!lane->own)
-            p->let_go_ns = MIN(p->let_go_ns, ucmi_now_ns() + LET_GO_NS);
-        learn_alignment(p, got);
+    if (got < 0)
+        return got;
+    int err =
+        ucmi_seg_reserve(lane, segment); /* for one that is there, not for any that is named */
+    if (err < 0) {
+        ucmi_file_close(p, got);
+        return err;
     }
+    *(direct ? &lane->segs[segment].direct : &lane->segs[segment].fd) = got;
+    p->open_segs++;
+    if (!lane->own)
+        p->let_go_ns = MIN(p->let_go_ns, ucmi_now_ns() + LET_GO_NS);
+    learn_alignment(p, got);
     return got;
 }
 
@@ -389,6 +399,14 @@ static bool same_namespace(const struct ucmi_posix *p, const struct ucmi_journal
            h->block_size == p->geo->block_size && h->shard_size == p->geo->shard_size;
 }
 
+int ucmi_lane_takes(const struct ucmi_posix *p, const struct ucmi_lane *lane,
+                    const struct ucmi_journal_header *h)
+{
+    if (!same_namespace(p, h))
+        return -ENOTSUP;
+    return lane->ios && h->slots != lane->slots ? -EBUSY : 0;
+}
+
 /* Opens what is called `journal` now.  -EEXIST: that is the one we have. */
 static int open_journal(struct ucmi_posix *p, struct ucmi_lane *lane)
 {
@@ -403,8 +421,8 @@ static int open_journal(struct ucmi_posix *p, struct ucmi_lane *lane)
         err = -EEXIST;
     if (!err)
         err = ucmi_journal_header_read(fd, h);
-    if (!err && !same_namespace(p, h))
-        err = -ENOTSUP;
+    if (!err)
+        err = ucmi_lane_takes(p, lane, h);
     if (err < 0) {
         ucmi_file_close(p, fd);
         return err;
@@ -462,11 +480,11 @@ void ucmi_lane_follow(struct ucmi_posix *p, struct ucmi_lane *lane)
         if (err < 0)
             return; /* it may come again */
         lane->moved |= moved;
+        if (moved)
+            continue; /* what comes behind counts while nothing has been renamed */
         if (!lane->moved && !unlinked(lane->journal))
             return;
         err = open_journal(p, lane);
-        if (err == -EEXIST && moved)
-            err = 0; /* not renamed yet, perhaps never: what comes behind MOVED counts till then */
     }
     if (err == -ENOTSUP) {
         ucmi_lane_unindex(p, lane);
@@ -544,6 +562,7 @@ bool ucmi_news_possible(const struct ucmi_posix *p)
 
 static void scan(struct ucmi_posix *p)
 {
+    static struct ucmi_log_gate gate;
     struct stat st;
     if (p->ns_fd < 0 || ucmi_file_stat(p, p->ns_fd, &st) < 0 || st.st_nlink == 0)
         ucmi_ns_open(p, false);
@@ -562,6 +581,13 @@ static void scan(struct ucmi_posix *p)
         if (!ucmi_lane_name_ok(e->d_name))
             continue;
         struct ucmi_lane *lane = lane_named(p, e->d_name);
+        if (!lane && p->nlanes >= p->max_lanes) {
+            ucmi_log_gated(&gate, 600, UCM_WARN, p->object,
+                           "more than %u lanes: the rest is not looked at (each takes two open "
+                           "files, see ulimit -n)",
+                           p->max_lanes);
+            continue;
+        }
         if (!lane)
             lane = ucmi_lane_add(p, e->d_name);
         all &= lane != NULL;

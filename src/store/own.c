@@ -68,10 +68,10 @@ static void list_free(struct ucmi_lane *lane, uint32_t segment)
             own->free[own->nfree++] = segment * lane->slots + i;
 }
 
-static int make_slots(struct ucmi_lane *lane, uint32_t segment)
+static int make_slots(struct ucmi_posix *p, struct ucmi_lane *lane, uint32_t segment)
 {
     struct ucmi_own *own = lane->own;
-    int err = ucmi_seg_reserve(lane, segment);
+    int err = ucmi_seg_may_be(p, lane) ? ucmi_seg_reserve(lane, segment) : -ENOSPC;
     if (err < 0)
         return err;
     struct ucmi_seg *seg = &lane->segs[segment];
@@ -86,7 +86,7 @@ static int make_slots(struct ucmi_lane *lane, uint32_t segment)
 
 int ucmi_own_add_segment(struct ucmi_posix *p, struct ucmi_lane *lane, uint32_t segment)
 {
-    int err = make_slots(lane, segment);
+    int err = make_slots(p, lane, segment);
     if (err < 0)
         return err;
     list_free(lane, segment);
@@ -237,8 +237,10 @@ static int find_segments(struct ucmi_posix *p, struct ucmi_lane *lane)
             continue;
         if (segment < lane->nsegs && !same_file(p, &lane->segs[segment], &st))
             continue; /* a load still reads an earlier file of that name */
-        err = make_slots(lane, segment);
-        if (!err)
+        err = make_slots(p, lane, segment);
+        if (err == -ENOSPC) /* it cannot be one of the lane */
+            err = 0;
+        else if (!err)
             lane->segs[segment].cut = (uint64_t)st.st_size != lane->slots * lane->slot_size;
     }
     if (dir)
@@ -268,7 +270,8 @@ static int replay(struct ucmi_posix *p, struct ucmi_lane *lane, const struct ucm
 }
 
 /* A segment that is too short and holds nothing was being made when its maker died: it goes.  One
- * that holds blocks was cut by somebody: it gets its length back, and its blocks their check. */
+ * that holds blocks was cut by somebody: it gets its length back if that fits the bound, and its
+ * blocks their check. */
 static void mend_segment(struct ucmi_posix *p, struct ucmi_lane *lane, uint32_t segment)
 {
     struct ucmi_seg *seg = &lane->segs[segment];
@@ -277,12 +280,7 @@ static void mend_segment(struct ucmi_posix *p, struct ucmi_lane *lane, uint32_t 
     for (uint32_t i = 0; i < lane->slots; i++)
         live += seg->slots[i].state == UCMI_DISK_LIVE;
     int fd = live ? ucmi_seg_fd(p, lane, segment, false) : -ENOENT;
-    if (fd >= 0) {
-        struct ucm_file f = {
-            .op = UCM_FILE_ALLOCATE, .fd = fd, .len = (off_t)(lane->slots * lane->slot_size)};
-        fd = ucmi_io_file(&p->io, &f);
-    }
-    if (fd >= 0)
+    if (fd >= 0 && ucmi_bound_lengthen(p, fd, ucmi_lane_segment(lane)) == 0)
         return;
     lane->own->live -= live;
     lane->own->missing |= live != 0;
@@ -298,7 +296,10 @@ static int write_head(struct ucmi_posix *p, struct ucmi_lane *lane, struct ucmi_
     struct ucmi_record r = {.op = UCMI_EPOCH};
 
     own->sure_ns = ucmi_now_ns();
-    r.epoch = h->epoch = MAX(h->epoch, own->tail.pos.epoch) + 1;
+    r.epoch = MAX(h->epoch, own->tail.pos.epoch) + 1;
+    if (r.epoch >= UCMI_MAX_EPOCH) /* nobody would believe what follows */
+        return -EOVERFLOW;
+    h->epoch = r.epoch;
     h->owner = own->owner;
     h->pid = (uint64_t)getpid();
     memcpy(h->host, p->host, sizeof h->host);
@@ -319,8 +320,10 @@ static void settle(struct ucmi_posix *p, struct ucmi_lane *lane, bool followed)
         ucmi_index_drop_lane(&p->index, lane->id);
     }
     for (uint32_t place = 0; place < lane->nsegs * lane->slots; place++) {
-        if (!lane->segs[place / lane->slots].slots)
+        if (!lane->segs[place / lane->slots].slots) {
+            place += lane->slots - 1;
             continue;
+        }
         struct ucmi_slot *slot = ucmi_own_slot(lane, place);
         if (slot->state != UCMI_DISK_LIVE)
             continue;
@@ -359,6 +362,8 @@ static int open_journal(struct ucmi_posix *p, struct ucmi_lane *lane, struct ucm
         return fd;
     int err = ucmi_journal_header_read(fd, h);
     if (!err)
+        err = ucmi_lane_takes(p, lane, h);
+    if (!err)
         err = ucmi_lane_dead_for_sure(p, h, fd);
     if (err < 0) {
         ucmi_file_close(p, fd);
@@ -378,6 +383,7 @@ static int fill(struct ucmi_posix *p, struct ucmi_lane *lane)
     struct ucmi_own *own = lane->own;
     ucmi_lane_follow(p, lane);
     uint64_t followed = lane->journal < 0 ? 0 : lane->pos.seq;
+    uint32_t slots = lane->slots;
     int err = open_journal(p, lane, own->head);
     if (err == -ENOENT || err == -EBADMSG) {
         err = new_journal(p, lane);
@@ -394,7 +400,7 @@ static int fill(struct ucmi_posix *p, struct ucmi_lane *lane)
             mend_segment(p, lane, g);
     if (err < 0)
         return err;
-    bool same = followed == own->tail.pos.seq && !own->missing;
+    bool same = followed == own->tail.pos.seq && slots == lane->slots && !own->missing;
     err = write_head(p, lane, own->head);
     if (!err)
         settle(p, lane, same);

@@ -66,8 +66,11 @@ static void look_at_disk(struct ucmi_posix *p)
     p->dio_mem = p->network ? 1 : UCMI_PAGE;
     p->dio_off = p->network ? 1 : p->o->io_direct ? UCMI_PAGE : 0;
     p->max_open_segs = 256;
-    if (getrlimit(RLIMIT_NOFILE, &files) == 0)
-        p->max_open_segs = (unsigned)MIN(MAX(files.rlim_cur / 4, (rlim_t)64), (rlim_t)16384);
+    p->max_lanes = 128;
+    if (getrlimit(RLIMIT_NOFILE, &files) != 0)
+        return;
+    p->max_open_segs = (unsigned)MIN(MAX(files.rlim_cur / 4, (rlim_t)64), (rlim_t)16384);
+    p->max_lanes = (unsigned)MIN(MAX(files.rlim_cur / 8, (rlim_t)64), (rlim_t)UCMI_MAX_LANES);
 }
 
 /* The capacity is shared out evenly. */

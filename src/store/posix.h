@@ -144,7 +144,7 @@ struct ucmi_posix {
     struct ucmi_io io;
     size_t dio_mem, dio_off; /* what O_DIRECT asks for here; dio_off 0: not used */
     bool dio_known;
-    unsigned max_open_segs;
+    unsigned max_open_segs, max_lanes;
 
     /* callers and pump */
     _Atomic bool begun, read_only;
@@ -227,8 +227,8 @@ struct ucmi_posix {
  * and t->why where it is alone; beside others it is tried again and again until it can be used. */
 int ucmi_posix_open(struct ucm_tier *t, const struct ucmi_posix_options *o, const char *path,
                     unsigned among, struct ucmi_posix **p_p);
-/* The same without a pump, for a caller that does by itself what a pump does, in a namespace that is
- * there; ucmi_posix_free ends it. */
+/* The same without a pump, for a caller that does by itself what a pump does, in a namespace that
+ * is there; ucmi_posix_free ends it. */
 int ucmi_posix_visit(struct ucm_tier *t, const struct ucmi_posix_options *o, const char *path,
                      struct ucmi_posix **p_p);
 /* What the pump does first; p->why. */
@@ -351,6 +351,10 @@ void ucmi_lanes_refresh(struct ucmi_posix *p);
 /* The same, unless it was done since then: false. */
 bool ucmi_lanes_renew(struct ucmi_posix *p, uint64_t since_ns);
 struct ucmi_lane *ucmi_lane_add(struct ucmi_posix *p, const char *name);
+/* May this be the header of the lane's journal from now on?  0; -ENOTSUP: of another namespace;
+ * -EBUSY: places mean something else there, and loads are under way. */
+int ucmi_lane_takes(const struct ucmi_posix *p, const struct ucmi_lane *lane,
+                    const struct ucmi_journal_header *h);
 void ucmi_lane_follow(struct ucmi_posix *p, struct ucmi_lane *lane);
 void ucmi_lane_forget(struct ucmi_posix *p, struct ucmi_lane *lane);
 void ucmi_lanes_close(struct ucmi_posix *p);
@@ -367,6 +371,9 @@ void ucmi_seg_release(struct ucmi_posix *p, struct ucmi_move *m);
 bool ucmi_seg_replaced(struct ucmi_posix *p, struct ucmi_lane *lane, uint32_t place);
 /* If so, closes it, so that the one of that name now is opened; false: it is still being read. */
 bool ucmi_seg_renew(struct ucmi_posix *p, struct ucmi_lane *lane, uint32_t place);
+/* Could one more segment of this lane be in the file system?  Files may be holes, and headers say
+ * what they like. */
+bool ucmi_seg_may_be(const struct ucmi_posix *p, const struct ucmi_lane *lane);
 int ucmi_seg_reserve(struct ucmi_lane *lane, uint32_t segment);
 void ucmi_seg_close(struct ucmi_posix *p, struct ucmi_seg *seg);
 /* Closes what others' segments are open and idle, for the space of one that is removed is only free
@@ -425,6 +432,8 @@ uint64_t ucmi_bound_charge(uint64_t size);
 int ucmi_bound_lock(struct ucmi_posix *p);
 /* Do `more` bytes fit?  With the lock held.  0, -ENOSPC, or why it cannot be counted. */
 int ucmi_bound_check(struct ucmi_posix *p, uint64_t more);
+/* Room in the file for len bytes, if they fit.  0 or -errno. */
+int ucmi_bound_lengthen(struct ucmi_posix *p, int fd, uint64_t len);
 /* Both, for a lane more. */
 int ucmi_bound_for_lane(struct ucmi_posix *p);
 /* Gives up segments, of lanes that are ours or nobody's, until all fits. */

@@ -480,6 +480,13 @@ static void answer_news(struct ucmi_posix *p)
 
 static void tend_lanes(struct ucmi_posix *p)
 {
+    /* First: a lane that is taken may have something to write at once. */
+    if (p->wants_lane && STAILQ_EMPTY(&p->loads) && !p->loads_out) {
+        struct ucmi_lane *lane;
+        p->wants_lane = false;
+        if (!p->nown)
+            ucmi_own_any(p, &lane); /* if there is none to be had, nobody is told */
+    }
     ucmi_asked_serve(p);
     ucmi_ear_open(p);
     for (unsigned i = p->nown; i-- > 0;)
@@ -488,12 +495,6 @@ static void tend_lanes(struct ucmi_posix *p)
         else
             ucmi_commit_kick(p, p->own[i]);
     ucmi_bound_yield(p);
-    if (p->wants_lane && STAILQ_EMPTY(&p->loads) && !p->loads_out) {
-        struct ucmi_lane *lane;
-        p->wants_lane = false;
-        if (!p->nown)
-            ucmi_own_any(p, &lane); /* if there is none to be had, nobody is told */
-    }
 }
 
 static bool commits_idle(const struct ucmi_posix *p)

@@ -161,7 +161,7 @@ static void sealed_nonsense_is_refused(void **state)
     s.nshards = UCMI_MAX_SHARDS + 1;
     ucmi_slot_header_seal(&s);
     assert_int_equal(ucmi_slot_header_check(&s), -EBADMSG);
-    for (int i = 0; i < 7; i++) {
+    for (int i = 0; i < 13; i++) {
         struct ucmi_journal_header j = journal_header();
         switch (i) {
         case 0: j.slots = 0; break;
@@ -171,6 +171,20 @@ static void sealed_nonsense_is_refused(void **state)
         case 4: j.shard_size++; break;
         case 5: memset(j.host, 'x', sizeof j.host); break;
         case 6: memset(j.boot, 'x', sizeof j.boot); break;
+        case 7: j.slots = UINT32_MAX; break; /* tables are made by it */
+        case 8: j.epoch = UCMI_MAX_EPOCH; break;
+        case 9: j.base = UINT64_MAX; break;
+        case 10: j.summary = UINT64_MAX / sizeof(struct ucmi_record); break;
+        case 11: /* a page more than a multiple of 2^64 */
+            j.nshards = 1;
+            j.block_size = j.shard_size = UINT64_MAX - 10;
+            j.slot_size = ucmi_slot_size(j.block_size);
+            break;
+        case 12: /* larger than any block */
+            j.nshards = 1;
+            j.block_size = j.shard_size = 2 * (uint64_t)UCMI_MAX_BLOCK;
+            j.slot_size = ucmi_slot_size(j.block_size);
+            break;
         }
         ucmi_journal_header_seal(&j);
         assert_int_equal(ucmi_journal_header_check(&j), -EBADMSG);

@@ -126,6 +126,32 @@ static void an_unreadable_lane_is_counted(void **state)
     assert_int_equal(s.last.error, 1);
 }
 
+/* Whoever wrote it: it is shown as far as it goes. */
+static void a_description_may_end_anywhere(void **state)
+{
+    static const struct {
+        const char *json, *text;
+    } cases[] = {
+        {"{\"namespace\": \"ab\\u1", "abu1"}, {"{\"namespace\": \"ab\\u00", "abu00"},
+        {"{\"namespace\": \"ab\\", "ab"},     {"{\"namespace\": \"ab\\u0009c\"", "ab\tc"},
+        {"{\"namespace\": \"", ""},           {"", ""},
+    };
+    char path[512];
+    ucm_store *store = open_store(*state, &shape, "posix_segment_mb=1");
+    struct memory m;
+    memory_new(&m, store, &shape, 1);
+    dump_all(store, &m, 0);
+    memory_free(&m);
+    ucm_store_close(store);
+    lane_path(*state, "../namespace.json", path, sizeof path);
+    for (size_t i = 0; i < ARRAY_LEN(cases); i++) {
+        FILE *f = fopen(path, "w");
+        fputs(cases[i].json, f);
+        fclose(f);
+        assert_string_equal(inspect(*state, 0).text, cases[i].text);
+    }
+}
+
 static void a_wrong_directory_is_an_error(void **state)
 {
     struct ucm_inspect how = {0};
@@ -142,9 +168,8 @@ static void a_wrong_directory_is_an_error(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        TEST(tells_what_is_there),
-        TEST(names_the_block_that_is_bad),
-        TEST(an_unreadable_lane_is_counted),
+        TEST(tells_what_is_there),           TEST(names_the_block_that_is_bad),
+        TEST(an_unreadable_lane_is_counted), TEST(a_description_may_end_anywhere),
         TEST(a_wrong_directory_is_an_error),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -9,6 +9,7 @@
 #include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -302,6 +303,72 @@ static void a_reader_that_is_behind_meets_a_miss(void **state)
     ucm_store_close(owner);
 }
 
+/* It gets its length back within the bound only, whatever its header says that is. */
+static void a_truncated_segment_does_not_break_the_bound(void **state)
+{
+    static struct ucmi_journal_header h __attribute__((aligned(UCMI_PAGE)));
+    char path[512];
+    ucm_store *store = open_store(*state, &shape, "posix_segment_mb=1");
+    struct memory m;
+    memory_new(&m, store, &shape, BLOCKS);
+    dump_all(store, &m, 0);
+    memory_free(&m);
+    ucm_store_close(store);
+    lane_path(*state, "journal", path, sizeof path);
+    int fd = open(path, O_RDWR | O_CLOEXEC);
+    assert_int_equal(pread(fd, &h, sizeof h, 0), sizeof h);
+    h.slots = (16 << 20) / SLOT; /* of the segment that is there, 1 MiB long */
+    ucmi_journal_header_seal(&h);
+    assert_int_equal(pwrite(fd, &h, sizeof h, 0), sizeof h);
+    close(fd);
+    struct rlimit had, limit = {.rlim_cur = 4 << 20, .rlim_max = RLIM_INFINITY};
+    assert_int_equal(getrlimit(RLIMIT_FSIZE, &had), 0);
+    limit.rlim_max = had.rlim_max;
+    assert_int_equal(setrlimit(RLIMIT_FSIZE, &limit), 0); /* a longer file is the end: SIGXFSZ */
+    store = open_store(*state, &shape, "posix_segment_mb=1 posix_capacity_gb=0.004");
+    memory_new(&m, store, &shape, BLOCKS);
+    free(move(store, &m, true, 100, 0, 0).status); /* takes the lane; there may be no room in it */
+    assert_int_equal((int)metric(store, "disk_lanes_adopted_total"), 1);
+    assert_true(disk_usage(*state) <= 4 << 20);
+    memory_free(&m);
+    ucm_store_close(store);
+    assert_int_equal(setrlimit(RLIMIT_FSIZE, &had), 0);
+}
+
+static void count_blocks(void *arg, const struct ucm_lane_info *lane)
+{
+    *(uint64_t *)arg = lane->blocks;
+}
+
+/* A load takes a lane to tell of what it used.  What was found damaged in it before is on record
+ * then, without anything more to do. */
+static void what_is_dropped_with_a_lane_taken_is_written_at_once(void **state)
+{
+    ucm_store *store = open_store(*state, &shape, NULL);
+    struct memory m;
+    memory_new(&m, store, &shape, BLOCKS);
+    dump_all(store, &m, 0);
+    memory_free(&m);
+    ucm_store_close(store);
+    int fd = open_segment(*state);
+    flip_shard_1(fd);
+    close(fd);
+    store = open_store(*state, &shape, NULL);
+    memory_new(&m, store, &shape, BLOCKS);
+    struct outcome out = move(store, &m, false, 0, 0, 0);
+    assert_int_equal(out.status[2], -EBADMSG);
+    free(out.status);
+    uint64_t blocks = BLOCKS, until = ucmi_now_ns() + UINT64_C(60000000000);
+    struct ucm_inspect how = {.arg = &blocks, .lane = count_blocks};
+    while (blocks != BLOCKS - 1 && ucmi_now_ns() < until) {
+        usleep(1000);
+        assert_int_equal(ucm_inspect(*state, &how), 0);
+    }
+    assert_int_equal(blocks, BLOCKS - 1);
+    memory_free(&m);
+    ucm_store_close(store);
+}
+
 #define TEST(f) cmocka_unit_test_setup_teardown(f, make_dir, remove_dir)
 
 int main(void)
@@ -311,7 +378,9 @@ int main(void)
         TEST(only_what_is_read_is_checked),
         TEST(swapped_slots_are_misses),
         TEST(a_truncated_segment_costs_what_is_cut_off),
+        TEST(a_truncated_segment_does_not_break_the_bound),
         TEST(a_removed_segment_costs_its_blocks),
+        TEST(what_is_dropped_with_a_lane_taken_is_written_at_once),
         TEST(a_reader_that_is_behind_meets_a_miss),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -275,6 +275,27 @@ static void what_is_opened_is_as_asked_for(void **state)
     close(dir);
 }
 
+/* A header changed in place, or a new one, may not give places another meaning under a load. */
+static void segments_keep_their_size_under_a_load(void **state)
+{
+    static struct ucmi_posix p;
+    static struct ucmi_journal_header h;
+    struct ucm_geometry geo = {.ranks = 1, .nshards = 2, .shard_size = 4096, .block_size = 8192};
+    struct ucmi_lane lane = {.slots = 10, .ios = 1};
+    p.geo = &geo;
+    h.ranks = 1;
+    h.shard_size = 4096;
+    h.block_size = 8192;
+    h.slots = 10;
+    assert_int_equal(ucmi_lane_takes(&p, &lane, &h), 0);
+    h.slots = 11;
+    assert_int_equal(ucmi_lane_takes(&p, &lane, &h), -EBUSY);
+    lane.ios = 0;
+    assert_int_equal(ucmi_lane_takes(&p, &lane, &h), 0);
+    h.ns[0] = 1;
+    assert_int_equal(ucmi_lane_takes(&p, &lane, &h), -ENOTSUP);
+}
+
 /* Room is made by removing a dead lane of another namespace: its files, no others. */
 static void only_our_files_are_removed(void **state)
 {
@@ -369,6 +390,7 @@ int main(void)
         TEST(a_new_journal_is_a_new_file),
         TEST(a_fifo_says_nothing_about_direct_io),
         TEST(what_is_opened_is_as_asked_for),
+        TEST(segments_keep_their_size_under_a_load),
         TEST(only_our_files_are_removed),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
