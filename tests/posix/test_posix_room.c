@@ -263,6 +263,23 @@ static void room_goes_to_who_has_none(void **state)
     ucm_store_close(has);
 }
 
+/* Down and up again: what was given up can be had again at once. */
+static void a_larger_bound_is_used_at_the_next_start(void **state)
+{
+    static const char *const bounds[] = {"posix_capacity_gb=0.0156 posix_segment_mb=1",
+                                         "posix_capacity_gb=0.00195 posix_segment_mb=1",
+                                         "posix_capacity_gb=0.0156 posix_segment_mb=1"};
+    for (uint64_t i = 0; i < ARRAY_LEN(bounds); i++) {
+        ucm_store *store = open_store(*state, &shape, bounds[i]);
+        struct memory m;
+        memory_new(&m, store, &shape, 64);
+        for (uint64_t k = 0; k < 4; k++)
+            dump_all(store, &m, 1000 * i + 64 * k);
+        memory_free(&m);
+        ucm_store_close(store);
+    }
+}
+
 #define TEST(f) cmocka_unit_test_setup_teardown(f, make_dir, remove_dir)
 
 int main(int argc, char **argv)
@@ -281,6 +298,7 @@ int main(int argc, char **argv)
         TEST(a_lane_somebody_lives_in_is_not_taken_for_room),
         TEST(dead_lanes_of_other_ranks_make_room),
         TEST(room_goes_to_who_has_none),
+        TEST(a_larger_bound_is_used_at_the_next_start),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
