@@ -565,6 +565,18 @@ int ucmi_own_create(struct ucmi_posix *p, struct ucmi_lane **lane_p)
     return err;
 }
 
+int ucmi_own_replace(struct ucmi_posix *p, struct ucmi_lane **lane_p)
+{
+    struct ucmi_lane *lane = *lane_p;
+    char name[UCMI_LANE_NAME];
+    if (lane->own->total || lane->slots <= p->seg_slots || lane->own->stage != UCMI_COMMIT_IDLE ||
+        lane->ios)
+        return 0;
+    memcpy(name, lane->name, sizeof name);
+    unmake(p, lane, name);
+    return ucmi_own_create(p, lane_p);
+}
+
 int ucmi_own_any(struct ucmi_posix *p, struct ucmi_lane **lane_p)
 {
     static struct ucmi_log_gate gate;

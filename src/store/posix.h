@@ -399,6 +399,8 @@ int ucmi_own_any(struct ucmi_posix *p, struct ucmi_lane **lane_p);
 int ucmi_own_create(struct ucmi_posix *p, struct ucmi_lane **lane_p);
 /* This one, if it is dead; -EAGAIN, -EBUSY: somebody lives there, or may. */
 int ucmi_own_take(struct ucmi_posix *p, struct ucmi_lane *lane);
+/* An empty lane whose segments are larger than the bound now allows: a new one takes its place. */
+int ucmi_own_replace(struct ucmi_posix *p, struct ucmi_lane **lane_p);
 /* Takes a dead lane of the namespace, of our rank or of any. */
 int ucmi_own_adopt(struct ucmi_posix *p, bool any_rank, struct ucmi_lane **lane_p);
 /* Its blocks fail, nothing new begins in it.  When what is in flight has ended (drain), anybody may

@@ -457,7 +457,9 @@ static int widen(struct ucmi_posix *p)
     lane = own_lane(p); /* it may be another now, or none */
     if (!lane || lane->own->nfree)
         return lane ? 0 : -ENOSPC;
-    err = grow(p, lane);
+    err = ucmi_own_replace(p, &lane);
+    if (!err)
+        err = grow(p, lane);
     if (err != -ENOSPC)
         return err;
     ucmi_lanes_refresh(p);

@@ -280,6 +280,25 @@ static void a_larger_bound_is_used_at_the_next_start(void **state)
     }
 }
 
+/* Segments made without a bound are larger than the whole of it: smaller ones take their place. */
+static void a_bound_smaller_than_a_segment_is_used(void **state)
+{
+    ucm_store *store = open_store(*state, &shape, "posix_segment_mb=4");
+    struct memory m;
+    memory_new(&m, store, &shape, 4);
+    dump_all(store, &m, 0);
+    memory_free(&m);
+    ucm_store_close(store);
+    store = open_store(*state, &shape, "posix_capacity_gb=0.002");
+    memory_new(&m, store, &shape, 4);
+    dump_all(store, &m, 10);
+    load_all(store, &m, 10);
+    assert_true((double)disk_usage(*state) <= 0.002 * GIB);
+    assert_int_equal(count_lanes(*state), 1);
+    memory_free(&m);
+    ucm_store_close(store);
+}
+
 #define TEST(f) cmocka_unit_test_setup_teardown(f, make_dir, remove_dir)
 
 int main(int argc, char **argv)
@@ -299,6 +318,7 @@ int main(int argc, char **argv)
         TEST(dead_lanes_of_other_ranks_make_room),
         TEST(room_goes_to_who_has_none),
         TEST(a_larger_bound_is_used_at_the_next_start),
+        TEST(a_bound_smaller_than_a_segment_is_used),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
