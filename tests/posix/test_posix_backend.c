@@ -248,7 +248,7 @@ static void losing_a_backend_costs_its_blocks_only(void **state)
     sub_dir(*state, "a", true, a);
     sub_dir(*state, "b", false, b);
     sub_dir(*state, "away", false, away);
-    ucm_store *store = open_several(*state, "ab", "posix_segment_mb=1 posix_stall_ms=50");
+    ucm_store *store = open_several(*state, "ab", "posix_segment_mb=1 posix_stall_ms=2000");
     struct memory m;
     memory_new(&m, store, &shape, MANY);
     dump_all(store, &m, 0);
@@ -264,7 +264,7 @@ static void losing_a_backend_costs_its_blocks_only(void **state)
     memory_free(&m);
 
     assert_int_equal(rename(a, away), 0);
-    store = open_several(*state, "ab", "posix_segment_mb=1 posix_stall_ms=50");
+    store = open_several(*state, "ab", "posix_segment_mb=1 posix_stall_ms=2000");
     memory_new(&m, store, &shape, MANY);
     assert_int_equal(count_found(store, 0, MANY), 0); /* those were in a */
     dump_all(store, &m, 5);
