@@ -85,6 +85,18 @@ static void log_bad(struct ucmi_posix *p, const struct ucmi_move *m)
                    seg, m->place % m->lane->slots);
 }
 
+/* Has the owner given the slot to another block while it was read?  Then its DEL record was in the
+ * journal before the first byte was overwritten. */
+static bool overtaken(struct ucmi_posix *p, const struct ucmi_move *m)
+{
+    if (m->own_slot)
+        return false;
+    ucmi_lanes_refresh(p);
+    const struct ucmi_entry *e =
+        ucmi_index_find(&p->index, &m->part->s->key, (uint16_t)p->geo->rank, m->lane->id);
+    return !e || e->place != m->place || e->header_sum != m->header_sum;
+}
+
 static void finish(struct ucmi_posix *p, struct ucmi_move *m)
 {
     struct ucmi_part *part = m->part;
@@ -97,6 +109,8 @@ static void finish(struct ucmi_posix *p, struct ucmi_move *m)
         err = check_header(p, m);
     if (!err)
         err = check_shards(p, m);
+    if (err == -EBADMSG && overtaken(p, m))
+        err = -ENOENT;
     ucmi_count(c, UCMI_DISK_READS, 1);
     bool other = err == -ENOENT || err == -ESTALE || err == -EBADMSG;
     bool replaced = other && ucmi_seg_replaced(p, lane, m->place);
