@@ -231,8 +231,8 @@ static void no_room_in_the_filesystem(void **state)
         _exit(live_in_a_tiny_one(*state));
     assert_int_equal(waitpid(pid, &status, 0), pid);
     if (WIFEXITED(status) && WEXITSTATUS(status) == 77) {
-        print_message("no user namespaces here: no tmpfs of our own can be mounted\n");
-        skip();
+        print_message("# skipped: no user namespaces here: no tmpfs of our own can be mounted\n");
+        return;
     }
     assert_int_equal(status, 0);
 }

@@ -234,7 +234,7 @@ static void a_read_only_mount(void **state)
     const char *dir = ts_dir();
     int err = ts_mount(dir, "size=16m");
     if (err)
-        ts_skip("cannot mount a tmpfs: %s", strerror(err));
+        TS_SKIP("cannot mount a tmpfs: %s", strerror(err));
     for (unsigned i = 0; i < 2; i++) {
         struct ts_opts o = options(pipelines[i], dir);
         ts_opt(&o, "namespace", "mount %u", i);

@@ -116,7 +116,7 @@ static void expect_read_only(struct ts_agent *a)
 static void test_a_directory_of_another_user(void **state)
 {
     if (getuid())
-        ts_skip("needs root, to become another user");
+        TS_SKIP("needs root, to become another user");
     const char *dir = ts_dir();
     struct ts_opts o = opts_at(state, dir), theirs;
     struct ts_agent a;
@@ -137,7 +137,7 @@ static void test_a_read_only_mount(void **state)
     struct ts_agent a;
 
     if (ts_mount(dir, "size=16m"))
-        ts_skip("may not mount a tmpfs");
+        TS_SKIP("may not mount a tmpfs");
     fill(&o);
     assert_int_equal(ts_remount(dir, "ro"), 0);
     ts_agent_sure(&a, &o);
@@ -156,7 +156,7 @@ static void test_an_empty_read_only_mount(void **state)
     struct ts_agent a;
 
     if (ts_mount(dir, "size=1m"))
-        ts_skip("may not mount a tmpfs");
+        TS_SKIP("may not mount a tmpfs");
     assert_int_equal(ts_remount(dir, "ro"), 0);
     ts_agent_sure(&a, &o);
     assert_string_equal(ts_agent_ask(&a, "load 0 2"), "--");
@@ -172,7 +172,7 @@ static void test_it_turns_read_only_while_it_runs(void **state)
     struct ts_agent a;
 
     if (ts_mount(dir, "size=16m"))
-        ts_skip("may not mount a tmpfs");
+        TS_SKIP("may not mount a tmpfs");
     ts_agent_sure(&a, &o);
     assert_string_equal(ts_agent_ask(&a, "dump 0 %d", N), ts_all('.', N));
     if (!ts_remount(dir, "ro")) /* refused while files are open for writing: then nothing to see */
@@ -191,7 +191,7 @@ static void test_a_full_filesystem(void **state)
     struct ts_opts o = opts_at(state, dir);
 
     if (ts_mount(dir, "size=8m"))
-        ts_skip("may not mount a tmpfs");
+        TS_SKIP("may not mount a tmpfs");
     struct ts_rig r = ts_rig_sure(&o);
     for (unsigned i = 0; i < 20; i++) { /* twice what there is room for */
         ts_rig_dump(&r, i * N, N);
@@ -228,7 +228,7 @@ static void test_full_for_a_while(void **state)
     static uint8_t bytes[1 << 20];
 
     if (ts_mount(dir, "size=8m"))
-        ts_skip("may not mount a tmpfs");
+        TS_SKIP("may not mount a tmpfs");
     snprintf(ballast, sizeof ballast, "%s/ballast", dir);
     for (off_t at = 0; at < 7900 << 10; at += sizeof bytes / 16)
         ts_write_at(ballast, at, bytes, sizeof bytes / 16);
@@ -256,7 +256,7 @@ static void test_no_inodes(void **state)
 
         snprintf(options, sizeof options, "size=8m,nr_inodes=%u", inodes);
         if (ts_mount(dir, options))
-            ts_skip("may not mount a tmpfs");
+            TS_SKIP("may not mount a tmpfs");
         ts_agent_start(&a, NULL, &o);
         const char *text = ts_agent_reply(&a);
         if (!strcmp(text, "open")) { /* it may also say that it cannot */

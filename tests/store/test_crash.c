@@ -312,7 +312,7 @@ static void test_killed_at_each_call(void **state, const struct scene *s)
     uint64_t rnd = ts_seed();
 
     if (!strace_works())
-        ts_skip("strace is missing or may not trace; the random kills below remain");
+        TS_SKIP("strace is missing or may not trace; the random kills below remain");
     const char *from = ts_dir();
     struct ts_opts o = make_template(state, s, "psync", from); /* whose calls can be seen */
     size_t n = find_points(s, o, from, points);

@@ -84,7 +84,7 @@ void ts_assert_words(const char *text, const char *const *words)
             fail_msg("\"%s\" does not say \"%s\"", text, *words);
 }
 
-void ts_skip(const char *fmt, ...)
+void ts_say_skipped(const char *fmt, ...)
 {
     char why[512];
     va_list ap;
@@ -93,5 +93,4 @@ void ts_skip(const char *fmt, ...)
     vsnprintf(why, sizeof why, fmt, ap);
     va_end(ap);
     print_message("# skipped: %s\n", why);
-    skip();
 }
