@@ -78,8 +78,7 @@ int ucmi_lane_lock_anew(struct ucmi_posix *p, const struct ucmi_lane *lane)
     if (err < 0)
         return -EAGAIN;
     ucmi_log(UCM_INFO, p->object, "lane %s has a lock and no life: it gets a new lock", lane->name);
-    ucmi_io_file(&p->io,
-                 &(struct ucm_file){.op = UCM_FILE_UNLINK, .dirfd = lane->dir, .path = "lock"});
+    ucmi_file_remove(p, lane->dir, "lock", 0);
     int lock = ucmi_file_open(p, lane->dir, "lock", O_RDWR | O_CREAT | O_EXCL);
     err = lock < 0 ? lock : ucmi_lock_try(lock);
     if (err < 0)

@@ -53,7 +53,7 @@ static void backends_close(struct ucm_tier *t)
 {
     struct ucmi_backends *b = t->priv;
     for (unsigned i = 0; i < b->n; i++)
-        ucmi_posix_close_begin(b->v[i]);
+        ucmi_pump_stop(b->v[i]);
     for (unsigned i = 0; i < b->n; i++)
         ucmi_posix_close_end(b->v[i]);
 }

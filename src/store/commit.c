@@ -373,14 +373,6 @@ static int write_summary(struct ucmi_posix *p, const struct ucmi_lane *lane, int
     return err;
 }
 
-static int rename_journal(struct ucmi_posix *p, const struct ucmi_lane *lane)
-{
-    return ucmi_io_file(&p->io, &(struct ucm_file){.op = UCM_FILE_RENAME,
-                                                   .dirfd = lane->dir,
-                                                   .path = "journal.new",
-                                                   .path2 = "journal"});
-}
-
 /* The new file is complete before MOVED sends anybody there, and MOVED is written before the name
  * changes, so who follows the old file always finds out.  Where it is not known whether MOVED, or
  * the new name, got there, the lane is let go. */
@@ -396,7 +388,7 @@ static int move_journal(struct ucmi_posix *p, struct ucmi_lane *lane, int fd,
     struct ucmi_record moved = {.op = UCMI_MOVED};
     err = ucmi_commit_now(p, lane, &moved, 1);
     if (!err)
-        err = rename_journal(p, lane);
+        err = ucmi_file_rename(p, lane->dir, "journal.new", "journal");
     if (!err)
         err = ucmi_dir_sync(p, lane->dir);
     if (err < 0) {

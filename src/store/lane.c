@@ -31,6 +31,12 @@ int ucmi_file_remove(struct ucmi_posix *p, int dir, const char *name, int flags)
         &(struct ucm_file){.op = UCM_FILE_UNLINK, .dirfd = dir, .path = name, .flags = flags});
 }
 
+int ucmi_file_rename(struct ucmi_posix *p, int dir, const char *from, const char *to)
+{
+    return ucmi_io_file(
+        &p->io, &(struct ucm_file){.op = UCM_FILE_RENAME, .dirfd = dir, .path = from, .path2 = to});
+}
+
 /* Others may write to the directory, and put anything there.  Only the path the user gave is
  * followed through links; no FIFO or device is waited for; what is no regular file is not there to
  * be read or written. */

@@ -65,10 +65,7 @@ static int write_json(struct ucmi_posix *p, int ns)
     ucmi_file_close(p, fd);
     free(text);
     if (!err)
-        err = ucmi_io_file(&p->io, &(struct ucm_file){.op = UCM_FILE_RENAME,
-                                                      .dirfd = ns,
-                                                      .path = temp,
-                                                      .path2 = "namespace.json"});
+        err = ucmi_file_rename(p, ns, temp, "namespace.json");
     if (err == -EEXIST) /* that thread writes it just now */
         return 0;
     return err == -ENOENT && fstatat(ns, "namespace.json", &st, AT_SYMLINK_NOFOLLOW) == 0 ? 0 : err;

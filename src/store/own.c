@@ -90,7 +90,7 @@ int ucmi_own_add_segment(struct ucmi_posix *p, struct ucmi_lane *lane, uint32_t 
     if (err < 0)
         return err;
     list_free(lane, segment);
-    p->own_bytes += lane->slots * lane->slot_size;
+    p->own_bytes += ucmi_lane_segment(lane);
     ucmi_posix_gauge(p, UCMI_DISK_BYTES, (int64_t)p->own_bytes);
     return 0;
 }
@@ -115,7 +115,7 @@ void ucmi_own_remove_segment(struct ucmi_posix *p, struct ucmi_lane *lane, uint3
             own->free[kept++] = own->free[i];
     own->nfree = kept;
     forget_segment(p, lane, segment);
-    p->own_bytes -= lane->slots * lane->slot_size;
+    p->own_bytes -= ucmi_lane_segment(lane);
     ucmi_posix_gauge(p, UCMI_DISK_BYTES, (int64_t)p->own_bytes);
 }
 
@@ -170,10 +170,7 @@ static int new_journal(struct ucmi_posix *p, struct ucmi_lane *lane)
     int err = ucmi_pump_write(p, fd, h, sizeof *h, 0);
     ucmi_file_close(p, fd);
     if (!err)
-        err = ucmi_io_file(&p->io, &(struct ucm_file){.op = UCM_FILE_RENAME,
-                                                      .dirfd = lane->dir,
-                                                      .path = "journal.new",
-                                                      .path2 = "journal"});
+        err = ucmi_file_rename(p, lane->dir, "journal.new", "journal");
     return err;
 }
 
@@ -241,7 +238,7 @@ static int find_segments(struct ucmi_posix *p, struct ucmi_lane *lane)
         if (err == -ENOSPC) /* it cannot be one of the lane */
             err = 0;
         else if (!err)
-            lane->segs[segment].cut = (uint64_t)st.st_size != lane->slots * lane->slot_size;
+            lane->segs[segment].cut = (uint64_t)st.st_size != ucmi_lane_segment(lane);
     }
     if (dir)
         closedir(dir);
@@ -348,7 +345,7 @@ static void settle(struct ucmi_posix *p, struct ucmi_lane *lane, bool followed)
     for (uint32_t g = lane->nsegs; g-- > 0;)
         if (lane->segs[g].slots) {
             list_free(lane, g);
-            p->own_bytes += lane->slots * lane->slot_size;
+            p->own_bytes += ucmi_lane_segment(lane);
         }
     ucmi_posix_gauge(p, UCMI_DISK_BYTES, (int64_t)p->own_bytes);
 }

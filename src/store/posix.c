@@ -309,7 +309,7 @@ int ucmi_posix_open(struct ucm_tier *t, const struct ucmi_posix_options *o, cons
     }
     err = await_begin(p);
     if (err && p->alone) {
-        ucmi_posix_close_begin(p);
+        ucmi_pump_stop(p);
         p->stop_ns = ucmi_now_ns(); /* it has had its time */
         ucmi_posix_close_end(p);
         return err;
@@ -326,11 +326,6 @@ void ucmi_posix_free(struct ucmi_posix *p)
     tear_down(p);
     free(p);
     ucmi_store_release(geo);
-}
-
-void ucmi_posix_close_begin(struct ucmi_posix *p)
-{
-    ucmi_pump_stop(p);
 }
 
 void ucmi_posix_close_end(struct ucmi_posix *p)

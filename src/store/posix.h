@@ -233,8 +233,7 @@ int ucmi_posix_visit(struct ucm_tier *t, const struct ucmi_posix_options *o, con
                      struct ucmi_posix **p_p);
 /* What the pump does first; p->why. */
 int ucmi_posix_begin(struct ucmi_posix *p);
-/* In two steps, so that several close at a time. */
-void ucmi_posix_close_begin(struct ucmi_posix *p);
+/* After ucmi_pump_stop: in two steps, so that several close at a time. */
 void ucmi_posix_close_end(struct ucmi_posix *p);
 /* All of it; lets go of the store. */
 void ucmi_posix_free(struct ucmi_posix *p);
@@ -277,6 +276,7 @@ int ucmi_pump_sync(struct ucmi_posix *p, int fd);
 int ucmi_file_open(struct ucmi_posix *p, int dir, const char *path, int flags);
 void ucmi_file_close(struct ucmi_posix *p, int fd);
 int ucmi_file_remove(struct ucmi_posix *p, int dir, const char *name, int flags);
+int ucmi_file_rename(struct ucmi_posix *p, int dir, const char *from, const char *to);
 void ucmi_part_done(struct ucmi_part *part, enum ucm_stage stage, int err);
 /* Ends a slice that does not start: all its stages. */
 void ucmi_part_end(struct ucmi_part *part, int err);
