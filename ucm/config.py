@@ -30,6 +30,8 @@ def from_extra_config(extra):
     set_all(conf, flatten(inline))
     conf.env()
     _check_served(conf)
+    if conf.get("use_lite") == "true":
+        conf.set("store_pipeline", "Fake")
     return conf
 
 
@@ -40,11 +42,13 @@ def _check_served(conf):
         key, value = ("ucm_connector_module_path", module) if module else ("ucm_connector_name", name)
         raise ValueError(f"{key}: {value!r}: engines work with ucm's own stores only; give ucm_connector_name: "
                          "UcmPipelineStore, without ucm_connector_module_path")
-    if "Fake" in conf.get("store_pipeline").split("|"):
+    if "Fake" in conf.get("store_pipeline").split("|") and conf.get("use_lite") != "true":
         raise ValueError("store_pipeline: Fake remembers keys and has no data, so an engine would wait for hits that "
-                         "cannot be loaded; give Cache|Posix")
-    if conf.get("use_lite") == "true":
-        raise ValueError("use_lite: counting hits without moving data is not served yet; give false")
+                         "cannot be loaded; give Cache|Posix, or use_lite: true to count what would be hits")
+    if conf.get("use_gdr") == "true":
+        raise ValueError("use_gdr: storage and device memory exchange data without the host's memory only where the "
+                         "engine's memory is on a GPU, with GPUDirect (nvidia-fs and libcufile, or an RDMA NIC and "
+                         "nvidia-peermem): this version of ucm has no I/O engine for that; give false")
 
 
 def set_all(conf, values):

@@ -25,8 +25,9 @@ static const struct ucm_option connector_options[] = {
      "at most this part of a prompt is served from the store (1: no limit); to measure what hits "
      "are worth"},
     {"use_lite", UCM_T_BOOL, 0, "false", NULL, NULL,
-     "move no data, only count what would have been hits",
-     "blocks are moved all the same, so the vLLM connector does not start; give false"},
+     "true: nothing is stored or loaded; a memory of keys (the tier Fake, buffer_number of them) "
+     "stands in for store_pipeline, and the log gives the external hit rate of each request and in "
+     "all"},
     {"enable_record_traces", UCM_T_BOOL, 0, "false", NULL, NULL,
      "write one log line a request with its lengths and block hashes",
      "no traces are written; give false"},
@@ -44,7 +45,9 @@ static const struct ucm_option connector_options[] = {
      "name of the model, so that engines that mount it at different paths share blocks; empty: a "
      "digest of the model's configuration"},
     {"use_gdr", UCM_T_BOOL, 0, "false", NULL, NULL,
-     "let storage and device memory exchange data without the host's memory, where both can",
+     "let storage and device memory exchange data without the host's memory; it takes a GPU, "
+     "GPUDirect and an I/O engine for it, which this version has not: the vLLM connector does not "
+     "start with true",
      "all data goes by way of the host's memory; give false"},
     {NULL},
 };

@@ -90,7 +90,7 @@ def test_wrong_shapes(extra, why):
 
 
 @pytest.mark.parametrize("extra, why", [
-    ({"use_lite": True}, "^use_lite: .*give false"),
+    ({"use_gdr": True}, "^use_gdr: .*GPUDirect.*give false"),
     ({"store_pipeline": "Cache|Fake"}, "^store_pipeline: Fake .*give Cache.Posix"),
     ({"ucm_connector_name": "UcmPipelinStore"}, "^ucm_connector_name: 'UcmPipelinStore'.*give.*UcmPipelineStore"),
     ({"ucm_connector_module_path": "my.store"}, "^ucm_connector_module_path: 'my.store'.*without"),
@@ -100,8 +100,13 @@ def test_what_is_not_served_is_refused(extra, why):
         from_extra_config({"storage_backends": "/a", **extra})
 
 
+def test_counting_hits_takes_a_memory_of_keys_for_the_store():
+    assert from_extra_config({"use_lite": True, "storage_backends": "/a"}).get("store_pipeline") == "Fake"
+    assert from_extra_config({"storage_backends": "/a"}).get("store_pipeline") == "Cache|Posix"
+
+
 @pytest.mark.parametrize("key, value", [
-    ("use_gdr", True), ("use_lite", True), ("enable_record_traces", True), ("metrics_config_path", "/metrics.yaml"),
+    ("use_gdr", True), ("metrics_config_path", "/metrics.yaml"),
 ])  # fmt: skip
 def test_what_has_no_effect_yet_says_so(key, value):
     code = "import logging; logging.basicConfig(); import ucm, sys; ucm.Conf({sys.argv[1]: eval(sys.argv[2])})"

@@ -5,5 +5,6 @@
 ``scheduler``      which blocks of a request to load and to save: bookkeeping, no data
 ``worker``         loads and dumps against the engine's tensors
 ``geometry``       what both must agree on: sizes, the namespace, what is not supported
+``lite``           the scheduler's side when hits are only counted
 ``messages``       what one side sends the other
 """

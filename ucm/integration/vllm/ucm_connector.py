@@ -18,6 +18,7 @@ from vllm.logger import init_logger
 import ucm
 from ucm import config
 from ucm.integration.vllm import geometry as geo
+from ucm.integration.vllm.lite import LiteSide
 from ucm.integration.vllm.messages import Step, StepResult
 from ucm.integration.vllm.scheduler import Policy, SchedulerSide
 from ucm.integration.vllm.worker import WorkerSide
@@ -54,7 +55,8 @@ class UCMConnector(KVConnectorBase_V1):
         self._scheduler: SchedulerSide | None = None
         self._worker: WorkerSide | None = None
         if role == KVConnectorRole.SCHEDULER:
-            self._scheduler = SchedulerSide(geometry, store, policy)
+            side = LiteSide if conf.get("use_lite") == "true" else SchedulerSide
+            self._scheduler = side(geometry, store, policy)
             logger.info("ucm: blocks of %d tokens, %d bytes; %s", geometry.block_tokens,
                         geometry.block_size, geometry.namespace)
             if policy.loads and getattr(vllm_config.kv_transfer_config, "kv_load_failure_policy", "") == "fail":

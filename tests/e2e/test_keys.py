@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Options of the connector that are more than a number in the policy (test_bookkeeping.py): use_lite."""
+
+from __future__ import annotations
+
+import logging
+import re
+
+import pytest
+from models import prompt
+from support import BLOCK, geometry, hits, tokens
+from test_bookkeeping import Request, Scheduler
+
+RATES = re.compile(r"req external hit rate: ([\d.]+), total external hit rate: ([\d.]+)")
+
+
+class LiteScheduler(Scheduler):
+    def __init__(self, keys: int = 1000):
+        import ucm
+        from ucm.integration.vllm.lite import LiteSide
+        from ucm.integration.vllm.scheduler import Policy
+
+        g = geometry()
+        store = ucm.Store({"store_pipeline": "Fake", "buffer_number": keys, "block_size": g.block_size,
+                           "shard_size": g.shard_size})
+        self.side = LiteSide(g, store, Policy(loads=True, saves=True, asynchronous=False))
+        self.blocks, self.free = {}, 1
+
+
+@pytest.fixture
+def lite():
+    made = []
+
+    def make(**options):
+        made.append(LiteScheduler(**options))
+        return made[-1]
+
+    yield make
+    for s in made:
+        s.side.close()
+
+
+def test_counted_hits_are_not_loaded(lite, caplog):
+    caplog.set_level(logging.INFO, "vllm")
+    s, first, again = lite(), Request("a", 1000), Request("a", 1100)
+    again.request_id = "again"
+    for r, tokens in ((first, 1000), (again, 1100)):
+        assert s.admit(r) == 0
+        step = s.step(new=[(r, 0, tokens)])
+        assert (step.loads, step.saves) == ([], [])
+        assert s.side.finished(r) is False and s.step().held == frozenset()
+    assert RATES.findall(caplog.text) == [("0.000", "0.000"), ("0.875", "0.467")]
+
+
+def test_a_request_is_counted_once(lite, caplog):
+    caplog.set_level(logging.INFO, "vllm")
+    s, r = lite(), Request("a", 1000)
+    s.admit(r)
+    s.step(new=[(r, 0, 1000)])
+    s.step(preempted=[r])
+    assert s.side.match(r, 0).external == 7
+    assert RATES.findall(caplog.text) == [("0.000", "0.000")]
+
+
+def test_only_so_many_keys_are_remembered(lite):
+    s, first, other = lite(keys=7), Request("a", 1000), Request("b", BLOCK)
+    for r in (first, other):
+        s.admit(r)
+        s.step(new=[(r, 0, r.num_tokens)])
+    again = Request("a", 1000)
+    again.request_id = "again"
+    assert s.side.match(again, 0).external == 0  # its first block had to go
+
+
+def test_use_lite(deploy, reference):
+    """A real engine: all is computed, nothing is stored, and the log says what would have been hits."""
+    p = prompt(2000, 1)
+    d = deploy(use_lite=True)
+    with d.life() as life:
+        for _ in range(2):
+            assert tokens(life.call("ask", [p])) == reference([p])
+        assert hits(life) == [(15, 0, 0), (15, 0, 15)]
+        assert RATES.findall(life.log.read_text()) == [("0.000", "0.000"), ("1.000", "0.500")]
+        assert life.call("metrics")["vllm:external_prefix_cache_hits"] == 0
+    assert d.segments() == []
