@@ -201,7 +201,7 @@ static bool drop_idle(struct cache *c, const struct ucm_slice *s, struct link *f
 static bool may_claim(const struct mover *m)
 {
     const struct cache *c = m->c;
-    uint32_t nslots = c->pool->layout.nslots;
+    uint32_t nslots = ucmi_pool_grown(c->pool);
     uint32_t share = nslots > 1 ? MAX(nslots / LOAD_SHARE, 1) : 0;
     return !m->out || ucmi_pool_busy(c->pool, c->nblocks + 1) <= nslots - share;
 }

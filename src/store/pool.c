@@ -203,11 +203,16 @@ static void remember(struct ucmi_pool *p, struct ucmi_pool_meta *m)
 
 /* ---- claiming ---- */
 
+uint32_t ucmi_pool_grown(const struct ucmi_pool *p)
+{
+    return atomic_load_explicit(&p->head->grown, memory_order_acquire);
+}
+
 static bool claim_free(struct ucmi_pool *p, uint32_t slot)
 {
     struct ucmi_pool_meta *m = &p->metas[slot];
     uint64_t word = atomic_load(&m->word), generation = (word >> 16) + 1;
-    if (state_of(word) != UCMI_SLOT_FREE ||
+    if (ucmi_pool_place(p, slot) >= ucmi_pool_grown(p) || state_of(word) != UCMI_SLOT_FREE ||
         !atomic_compare_exchange_strong(&m->word, &word,
                                         make_word(generation, p->me, UCMI_SLOT_CLAIMED)))
         return false;

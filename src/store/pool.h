@@ -6,6 +6,9 @@
  *
  *     header | tags: 2 bytes a slot, 32 slots a line | metas: 64 bytes a slot | slots
  *
+ * The memory of slots is allocated by a thread, the same way of all sets before the next (it takes
+ * a second for every few GiB, and nobody waits for it); only what is there can be claimed.
+ *
  * It works like a processor's cache.  A block may lie in any slot of two sets of up to 32, chosen
  * by two hashes of (key, rank); which slot holds what is in the slot's meta, and 16 bits of the
  * hash are in its tag, so that a lookup reads two lines of tags and hardly ever a wrong meta.
@@ -82,6 +85,8 @@ struct ucmi_pool_head {
     _Atomic int64_t ready;        /* slots in READY */
     _Atomic uint32_t busy[UCMI_POOL_MEMBERS]; /* slots each member fills or writes down */
     _Atomic uint64_t span;                    /* of the policy: all members learn it together */
+    _Atomic uint32_t grown;                   /* slots whose memory is allocated: ucmi_pool_place */
+    _Atomic uint32_t grower; /* the member that allocates the rest; UCMI_POOL_MEMBERS: none */
 };
 
 struct ucmi_pool {
@@ -103,8 +108,8 @@ struct ucmi_pool {
     pthread_mutex_t sweep_lock; /* one sweep at a time in a process */
     int fd;                     /* -1: private memory */
     char *path;
-    pthread_t populate;
-    bool populating;
+    pthread_t grow;
+    bool growing; /* the thread was started */
     _Atomic bool stop;
     _Atomic bool orphans; /* some were marked since this was last cleared */
 };
@@ -127,6 +132,8 @@ int ucmi_pool_open(const struct ucmi_pool_spec *spec, struct ucmi_pool **pool_p,
 void ucmi_pool_close(struct ucmi_pool *p);
 /* How many bytes a pool of that many slots takes. */
 uint64_t ucmi_pool_bytes(uint32_t nslots, uint64_t block_size);
+/* How many slots can be claimed by now: all of them, some time after the pool was made. */
+uint32_t ucmi_pool_grown(const struct ucmi_pool *p);
 /* Takes back what dead processes left behind; returns how many slots were changed.  Does nothing
  * while another process sweeps, joins or leaves. */
 unsigned ucmi_pool_sweep(struct ucmi_pool *p);
@@ -190,13 +197,19 @@ static inline uint32_t ucmi_pool_set_of(const struct ucmi_pool *p, uint32_t slot
     uint32_t big = (p->set_base + 1) * p->set_extra; /* slots in the sets that have one more */
     return slot < big ? slot / (p->set_base + 1) : p->set_extra + (slot - big) / p->set_base;
 }
+/* Where a slot lies among all, in memory and in the order in which they are allocated. */
+static inline uint32_t ucmi_pool_place(const struct ucmi_pool *p, uint32_t slot)
+{
+    uint32_t set = ucmi_pool_set_of(p, slot);
+    return (slot - ucmi_pool_set_first(p, set)) * p->layout.nsets + set;
+}
 static inline uint64_t ucmi_pool_bit(const struct ucmi_pool *p)
 {
     return UINT64_C(1) << p->me;
 }
 static inline char *ucmi_pool_memory(const struct ucmi_pool *p, uint32_t slot)
 {
-    return p->data + (size_t)slot * p->layout.pitch;
+    return p->data + (size_t)ucmi_pool_place(p, slot) * p->layout.pitch;
 }
 
 /* For pool_shm.c: puts what the dead owner of a slot left into order; 1 if it was changed. */

@@ -14,8 +14,9 @@
  *   - an index that is not locked while one holds the gate stays so, and what its dead owner left
  * in the metas can be cleaned without a race.
  *
- * Nobody waits for the gate without an end, and nothing of the file is mapped before all of its
- * space has been allocated: touching it cannot fail later, however full the filesystem gets.
+ * Nobody waits for the gate without an end, and no slot is claimed before its space has been
+ * allocated: touching it cannot fail later, however full the filesystem gets.  One member
+ * allocates, in a thread; when it is gone, who joins or sweeps goes on where it stopped.
  */
 #include "store/pool.h"
 
@@ -36,15 +37,16 @@
 #endif
 
 enum {
-    VERSION = 4,
+    VERSION = 5,
     GATE = UCMI_POOL_MEMBERS,
     GATE_STEP_MS = 2,
-    JOIN_MS = 60000, /* the maker of a large pool holds the gate while its space is allocated */
+    NICE = 10,
+    JOIN_MS = 60000,
     LEAVE_MS = 1000,
     TOUCH_MIN = 64 << 10, /* below that a call costs more than it saves */
 };
 static const uint64_t MAGIC = 0x314c4f4f504d4355; /* "UCMPOOL1" */
-static const uint64_t HUGE_PAGE = 2 << 20, POPULATE_STEP = 16 << 20;
+static const uint64_t HUGE_PAGE = 2 << 20, GROW_STEP = 16 << 20, GROW_FIRST = 64 << 20;
 static const char SPEAKER[] = "Cache";
 
 /* ---- layout ---- */
@@ -122,6 +124,21 @@ static uint64_t space_available(const char *dir)
     return (uint64_t)fs.f_bavail * fs.f_frsize;
 }
 
+/* What the pools in a directory are still going to allocate there. */
+static uint64_t space_promised(const char *dir)
+{
+    uint64_t bytes = 0;
+    struct stat st;
+    DIR *d = opendir(dir);
+    for (struct dirent *e; d && (e = readdir(d));)
+        if (!strncmp(e->d_name, "ucm-", 4) &&
+            fstatat(dirfd(d), e->d_name, &st, AT_SYMLINK_NOFOLLOW) == 0 && S_ISREG(st.st_mode))
+            bytes += (uint64_t)MAX(st.st_size - st.st_blocks * 512, 0);
+    if (d)
+        closedir(d);
+    return bytes;
+}
+
 static double gib(uint64_t bytes)
 {
     return (double)bytes / (double)(1 << 30);
@@ -131,8 +148,11 @@ static double gib(uint64_t bytes)
 static int choose_size(const struct ucmi_pool_spec *spec, uint32_t *nslots_p, char *why,
                        size_t why_len)
 {
-    uint64_t memory = memory_available(), bytes = spec->bytes;
-    uint64_t space = spec->dir ? space_available(spec->dir) : UINT64_MAX;
+    uint64_t promised = spec->dir ? space_promised(spec->dir) : 0, bytes = spec->bytes;
+    uint64_t memory = memory_available(),
+             space = spec->dir ? space_available(spec->dir) : UINT64_MAX;
+    memory -= MIN(memory, promised);
+    space -= MIN(space, promised);
     if (!bytes)
         bytes = MIN(memory / 4, space / 2);
     else if (bytes > memory)
@@ -228,15 +248,58 @@ static int map(struct ucmi_pool *p, const struct ucmi_pool_layout *l)
     return ucmi_policy_open(&p->policy, &p->head->span, l->nslots);
 }
 
-static void *populate_main(void *arg)
+/* Allocates the memory of the slots up to that place. */
+static int allocate(struct ucmi_pool *p, uint32_t end)
+{
+    uint64_t from = p->layout.data_at + ucmi_pool_grown(p) * p->layout.pitch;
+    uint64_t to = p->layout.data_at + end * p->layout.pitch;
+    int err;
+    do
+        err = -posix_fallocate(p->fd, (off_t)from, (off_t)(to - from));
+    while (err == -EINTR);
+    if (!err)
+        atomic_store_explicit(&p->head->grown, end, memory_order_release);
+    return err;
+}
+
+static void *grow_main(void *arg)
 {
     struct ucmi_pool *p = arg;
-    char *base = (char *)p->head;
-    setpriority(PRIO_PROCESS, 0, 19); /* this thread alone: the engine starts at the same time */
-    for (uint64_t at = 0; at < p->layout.size && !atomic_load(&p->stop); at += POPULATE_STEP)
-        if (madvise(base + at, MIN(POPULATE_STEP, p->layout.size - at), MADV_POPULATE_WRITE) < 0)
-            break; /* an old kernel: the first touch of each page pays */
+    const struct ucmi_pool_layout *l = &p->layout;
+    uint32_t step = (uint32_t)MAX(GROW_STEP / l->pitch, 1);
+    setpriority(PRIO_PROCESS, 0, NICE); /* this thread alone: the engine starts at the same time */
+    madvise(p->head, l->data_at, MADV_POPULATE_WRITE);
+    for (uint32_t at = 0; at < l->nslots && !atomic_load(&p->stop);
+         at += MIN(step, l->nslots - at)) {
+        uint32_t end = at + MIN(step, l->nslots - at);
+        int err = end > ucmi_pool_grown(p) ? allocate(p, end) : 0;
+        if (err) {
+            ucmi_log(UCM_WARN, SPEAKER,
+                     "%s: %.3g of %.3g GiB allocated, the pool stays so large: %s", p->path,
+                     gib(l->data_at + ucmi_pool_grown(p) * l->pitch), gib(l->size),
+                     ucmi_file_error(err));
+            atomic_store(&p->head->grower, UCMI_POOL_MEMBERS); /* a later member tries again */
+            break;
+        }
+        /* An old kernel knows no such advice: the first touch of each page pays. */
+        madvise(p->data + at * l->pitch, (end - at) * l->pitch, MADV_POPULATE_WRITE);
+    }
     return NULL;
+}
+
+static void start_growing(struct ucmi_pool *p)
+{
+    atomic_store(&p->head->grower, p->me);
+    p->growing = ucmi_thread_start(&p->grow, "ucm-grow", grow_main, p) == 0;
+}
+
+/* With the gate held: others are the members that live, but for us. */
+static void grow_if_nobody_does(struct ucmi_pool *p, uint64_t others)
+{
+    uint32_t grower = atomic_load(&p->head->grower);
+    if (!p->growing && ucmi_pool_grown(p) < p->layout.nslots &&
+        (grower >= UCMI_POOL_MEMBERS || !(others >> grower & 1)))
+        start_growing(p);
 }
 
 void ucmi_pool_touch(struct ucmi_pool *p, uint32_t slot)
@@ -266,7 +329,8 @@ static int open_private(struct ucmi_pool *p, const struct ucmi_pool_spec *spec, 
         return ucmi_fail(why, why_len, err, "cache_buffer_capacity_gb: %.3g GiB of memory: %s",
                          gib(l.size), ucmi_file_error(err));
     p->head->layout = l;
-    p->populating = ucmi_thread_start(&p->populate, "ucm-populate", populate_main, p) == 0;
+    atomic_store(&p->head->grown, nslots); /* such memory is there when it is touched */
+    start_growing(p);
     return 0;
 }
 
@@ -315,10 +379,14 @@ static int make(struct ucmi_pool *p, const struct ucmi_pool_spec *spec, char *wh
         return err;
     struct ucmi_pool_layout l = lay_out(spec, nslots);
     do
-        err = -posix_fallocate(p->fd, 0, (off_t)l.size);
+        err = -posix_fallocate(p->fd, 0, (off_t)l.data_at);
     while (err == -EINTR);
+    if (!err && ftruncate(p->fd, (off_t)l.size) < 0)
+        err = -errno;
     if (!err)
         err = map(p, &l);
+    if (!err)
+        err = allocate(p, (uint32_t)MIN(MAX(GROW_FIRST / l.pitch, 1), nslots));
     if (err)
         return ucmi_fail(why, why_len, err, "cache_buffer_capacity_gb: %.3g GiB in %s: %s",
                          gib(l.size), spec->dir, ucmi_file_error(err));
@@ -329,7 +397,7 @@ static int make(struct ucmi_pool *p, const struct ucmi_pool_spec *spec, char *wh
         return err;
     atomic_store(&p->head->members, 1);
     atomic_store(&p->head->magic, MAGIC);
-    p->populating = ucmi_thread_start(&p->populate, "ucm-populate", populate_main, p) == 0;
+    start_growing(p);
     return 0;
 }
 
@@ -372,6 +440,7 @@ static int join(struct ucmi_pool *p, const struct ucmi_pool_spec *spec,
         return err;
     /* Cleaned before it is used: the index may have been a dead process's. */
     sweep(p, atomic_fetch_or(&p->head->members, ucmi_pool_bit(p)) & ~alive);
+    grow_if_nobody_does(p, alive);
     ucmi_log(UCM_INFO, SPEAKER, "joined %s: %" PRIu32 " blocks, %.3g GiB, %" PRId64 " ready%s",
              p->path, l->nslots, gib(l->size), atomic_load(&p->head->ready),
              spec->bytes && slots_in(spec, spec->bytes) != l->nslots
@@ -488,8 +557,9 @@ unsigned ucmi_pool_sweep(struct ucmi_pool *p)
         return 0;
     pthread_mutex_lock(&p->sweep_lock);
     if (lock_byte(p->fd, F_WRLCK, GATE) == 0) {
-        uint64_t alive = others_alive(p->fd) | ucmi_pool_bit(p);
-        changed = sweep(p, atomic_load(&p->head->members) & ~alive);
+        uint64_t others = others_alive(p->fd);
+        changed = sweep(p, atomic_load(&p->head->members) & ~(others | ucmi_pool_bit(p)));
+        grow_if_nobody_does(p, others);
         lock_byte(p->fd, F_UNLCK, GATE);
     }
     pthread_mutex_unlock(&p->sweep_lock);
@@ -567,8 +637,8 @@ void ucmi_pool_close(struct ucmi_pool *p)
     if (!p)
         return;
     atomic_store(&p->stop, true);
-    if (p->populating)
-        pthread_join(p->populate, NULL);
+    if (p->growing)
+        pthread_join(p->grow, NULL);
     if (p->fd >= 0)
         leave(p);
     detach(p);

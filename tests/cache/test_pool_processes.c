@@ -466,6 +466,55 @@ static void survivors_take_back_what_was_held(void **state)
     assert_int_equal(count_files(*state), 0);
 }
 
+static void stop_growing(struct ucmi_pool *p)
+{
+    atomic_store(&p->stop, true);
+    pthread_join(p->grow, NULL);
+}
+
+/* The process that allocates a pool's memory is killed: one that lives does the rest. */
+static void memory_is_allocated_by_whoever_lives(void **state)
+{
+    enum { SLOTS = 65536 };
+    live_and_die(*state, 1, SLOTS, stop_growing);
+    struct ucmi_pool *joined = pool_in(*state, 1, SLOTS, 0);
+    while (ucmi_pool_grown(joined) < SLOTS)
+        usleep(1000);
+    ucmi_pool_close(joined);
+}
+
+/* The same when the others were there before, and none joins. */
+static void a_sweep_goes_on_with_the_allocation(void **state)
+{
+    enum { SLOTS = 65536 };
+    int go[2];
+    char byte = 1;
+    assert_int_equal(pipe(go), 0);
+    pid_t pid = fork();
+    if (pid == 0) {
+        struct ucmi_pool *p = pool_in(*state, 1, SLOTS, 0);
+        stop_growing(p);
+        if (write(go[1], &byte, 1) != 1)
+            abort();
+        for (;;)
+            pause();
+    }
+    assert_int_equal(read(go[0], &byte, 1), 1);
+    struct ucmi_pool *p = pool_in(*state, 1, SLOTS, 0);
+    uint32_t grown = ucmi_pool_grown(p);
+    ucmi_pool_sweep(p);
+    assert_false(p->growing); /* the other lives */
+    assert_int_equal(kill(pid, SIGKILL), 0);
+    assert_int_equal(waitpid(pid, NULL, 0), pid);
+    ucmi_pool_sweep(p);
+    assert_int_equal(p->growing, grown < SLOTS);
+    while (ucmi_pool_grown(p) < SLOTS)
+        usleep(1000);
+    ucmi_pool_close(p);
+    close(go[0]);
+    close(go[1]);
+}
+
 /* Who takes over a dead process's index does not inherit its pins. */
 static void an_index_is_cleaned_before_it_is_used_again(void **state)
 {
@@ -628,6 +677,8 @@ int main(void)
         TEST(processes_race_in_one_pool),
         TEST(opening_and_closing_race),
         TEST(survivors_take_back_what_was_held),
+        TEST(memory_is_allocated_by_whoever_lives),
+        TEST(a_sweep_goes_on_with_the_allocation),
         TEST(an_index_is_cleaned_before_it_is_used_again),
         TEST(pins_of_the_dead_do_not_last),
         TEST(a_killed_pool_is_found_again),
