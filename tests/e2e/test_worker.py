@@ -79,7 +79,7 @@ class Worker:
         self.seq += 1
         step = Step(self.seq, acked, list(loads), list(saves), frozenset(preempted), frozenset(held), idle,
                     deliver)
-        self.side.preempted(step)
+        self.side.preempted(step.preempted)
         self.side.begin(step)
         self.side.load()
         self.side.save()

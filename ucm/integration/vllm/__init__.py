@@ -7,4 +7,5 @@
 ``geometry``       what both must agree on: sizes, the namespace, what is not supported
 ``lite``           the scheduler's side when hits are only counted
 ``messages``       what one side sends the other
+``compat``         what differs between the versions of vLLM
 """

@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from vllm.v1.kv_cache_interface import FullAttentionSpec, UniformTypeKVCacheSpecs
 
+from ucm.integration.vllm import compat
+
 if TYPE_CHECKING:
     from vllm.config import ModelConfig, VllmConfig
     from vllm.v1.kv_cache_interface import AttentionSpec, KVCacheConfig
-
-RANDOM_SEED = "random"  # of block hashes: they differ from process to process
 
 
 class Unsupported(ValueError):
@@ -52,9 +52,9 @@ def derive(vllm_config: VllmConfig, kv_cache_config: KVCacheConfig, chunk_tokens
     spec = _uniform_spec(group.kv_cache_spec)
     ratio = _ratio(spec.block_size, chunk_tokens)
     shard_size = spec.real_page_size_bytes * ratio
-    page_order = _page_order(kv_cache_config)
+    page_order = compat.page_order(kv_cache_config)
     algorithm = str(vllm_config.cache_config.prefix_caching_hash_algo)
-    seed = _hash_seed(algorithm)
+    seed = compat.hash_seed(algorithm)
     model = vllm_config.model_config
     parallel = vllm_config.parallel_config
     identity = {
@@ -112,9 +112,9 @@ def _check_supported(vllm_config: VllmConfig, kv_cache_config: KVCacheConfig) ->
     parallel = vllm_config.parallel_config
     for name in ("tensor_parallel_size", "pipeline_parallel_size", "prefill_context_parallel_size",
                  "decode_context_parallel_size"):
-        if getattr(parallel, name, 1) > 1:
-            raise Unsupported(f"ucm serves one rank only, so far: {name} is {getattr(parallel, name)}, "
-                              f"must be 1")
+        size = compat.parallel_size(parallel, name)
+        if size > 1:
+            raise Unsupported(f"ucm serves one rank only, so far: {name} is {size}, must be 1")
     groups = kv_cache_config.kv_cache_groups
     if len(groups) != 1:
         raise Unsupported(f"ucm serves models with one KV cache group only, so far; this one has "
@@ -126,7 +126,7 @@ def _check_supported(vllm_config: VllmConfig, kv_cache_config: KVCacheConfig) ->
             raise Unsupported(f"ucm serves full attention (MHA, GQA, MLA) only, so far; this model's KV "
                               f"cache is {type(layer).__name__}")
     speculative = vllm_config.speculative_config
-    if getattr(groups[0], "is_eagle_group", False) or (
+    if compat.is_draft(groups[0]) or (
             speculative is not None and speculative.method not in ("ngram", "suffix")):
         raise Unsupported("ucm does not serve speculative decoding with a draft model yet "
                           "(ngram works)")
@@ -150,32 +150,11 @@ def _ratio(engine_tokens: int, chunk_tokens: int) -> int:
     return chunk_tokens // engine_tokens
 
 
-def _page_order(kv_cache_config: KVCacheConfig) -> str:
-    layout = getattr(kv_cache_config, "kv_cache_layout", None)
-    if layout is None:  # up to vLLM 0.27
-        from vllm.v1.attention.backends.utils import get_kv_cache_layout
-
-        return {"HND": "HNC", "NHD": "NHC"}[get_kv_cache_layout()]
-    return "".join(c for c in layout if c in "HNC")
-
-
 def _packing(vllm_config: VllmConfig) -> str:
     """vLLM's CPU attention packs keys and values to suit the processor."""
     amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
     capability = torch.backends.cpu.get_cpu_capability()
     return f"cpu {platform.machine()} {capability}{' AMX' if amx else ''}"
-
-
-def _hash_seed(algorithm: str) -> str:
-    """What the first hash of every chain is made from, as in vLLM's own resolve_none_hash_seed."""
-    import vllm.v1.core.kv_cache_utils as utils
-
-    given = os.environ.get("PYTHONHASHSEED")
-    if given is not None:
-        return given
-    if algorithm.startswith("sha256"):
-        return getattr(utils, "DEFAULT_NONE_HASH_SEED", RANDOM_SEED)
-    return RANDOM_SEED
 
 
 def _model_identity(model: ModelConfig) -> dict[str, str]:

@@ -6,10 +6,9 @@ from __future__ import annotations
 from array import array
 from dataclasses import dataclass, field
 
-from vllm.distributed.kv_transfer.kv_connector.v1.base import (
-    KVConnectorMetadata,
-    KVConnectorWorkerMetadata,
-)
+from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorMetadata
+
+from ucm.integration.vllm.compat import KVConnectorWorkerMetadata
 
 
 @dataclass(slots=True)

@@ -17,6 +17,7 @@ from vllm.logger import init_logger
 
 import ucm
 from ucm import config
+from ucm.integration.vllm import compat
 from ucm.integration.vllm import geometry as geo
 from ucm.integration.vllm.lite import LiteSide
 from ucm.integration.vllm.messages import Step, StepResult
@@ -59,10 +60,10 @@ class UCMConnector(KVConnectorBase_V1):
             self._scheduler = side(geometry, store, policy)
             logger.info("ucm: blocks of %d tokens, %d bytes; %s", geometry.block_tokens,
                         geometry.block_size, geometry.namespace)
-            if policy.loads and getattr(vllm_config.kv_transfer_config, "kv_load_failure_policy", "") == "fail":
+            if policy.loads and compat.failure_policy(vllm_config.kv_transfer_config) == "fail":
                 logger.warning("kv_load_failure_policy is \"fail\", vLLM's default: a block that cannot be loaded "
                                "fails its request. Give \"kv_load_failure_policy\": \"recompute\" beside kv_role.")
-            if geometry.hash_seed == geo.RANDOM_SEED:
+            if geometry.hash_seed == compat.RANDOM_SEED:
                 logger.warning("vLLM's block hashes differ from process to process: nothing stored now will "
                                "be found after a restart. Set PYTHONHASHSEED to the same number everywhere.")
         else:
@@ -88,16 +89,13 @@ class UCMConnector(KVConnectorBase_V1):
         self._scheduler.admitted(request, blocks.get_block_ids()[0], num_external_tokens)
 
     def get_external_cache_hit_sources(self, request: Request, num_external_tokens: int) -> dict[Any, int]:
-        from vllm.v1.metrics.cache_hit_source import CacheHitSource
-
-        fast, slow = self._scheduler.tiers_of(request, num_external_tokens)
-        return {k: n for k, n in ((CacheHitSource.HOST, fast), (CacheHitSource.DISK, slow)) if n}
+        return compat.cache_hit_sources(*self._scheduler.tiers_of(request, num_external_tokens))
 
     def build_connector_meta(self, scheduler_output: SchedulerOutput) -> Step:
         return self._scheduler.step(scheduler_output)
 
     def update_connector_output(self, connector_output: KVConnectorOutput) -> None:
-        result = connector_output.kv_connector_worker_meta
+        result = compat.worker_answer(connector_output)
         if isinstance(result, StepResult):
             self._scheduler.heard(result)
 
@@ -110,8 +108,8 @@ class UCMConnector(KVConnectorBase_V1):
     def register_kv_caches(self, kv_caches: dict[str, torch.Tensor]) -> None:
         self._worker.register(kv_caches)
 
-    def handle_preemptions(self, kv_connector_metadata: Step) -> None:
-        self._worker.preempted(kv_connector_metadata)
+    def handle_preemptions(self, kv_connector_metadata: Step | set[str]) -> None:
+        self._worker.preempted(compat.preempted(kv_connector_metadata))
 
     def bind_connector_metadata(self, connector_metadata: Step) -> None:
         super().bind_connector_metadata(connector_metadata)

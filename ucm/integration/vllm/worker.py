@@ -14,6 +14,7 @@ from __future__ import annotations
 import logging
 import time
 from array import array
+from collections.abc import Set
 from typing import TYPE_CHECKING, Any
 
 from ucm.integration.vllm import geometry as geo
@@ -61,11 +62,11 @@ class WorkerSide:
 
     # ---- one step, in the order vLLM calls ----
 
-    def preempted(self, step: Step) -> None:
+    def preempted(self, requests: Set[str]) -> None:
         """Called before any block is overwritten."""
-        if step.preempted:
+        if requests:
             for task, owners in self._saving:
-                if not owners.isdisjoint(step.preempted):
+                if not owners.isdisjoint(requests):
                     self._settle(task, "save")
 
     def begin(self, step: Step) -> None:

@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What differs between the versions of vLLM, 0.17 to 0.32, found by looking for it and not by number.
+
+The rest of this package is written for the newest version.  What an older one has not, or has otherwise, is
+asked for here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Set
+from typing import TYPE_CHECKING, Any
+
+from vllm.distributed.kv_transfer.kv_connector.v1 import base
+
+try:
+    from vllm.v1.metrics.cache_hit_source import CacheHitSource
+except ImportError:  # before 0.32
+    CacheHitSource = None
+
+if TYPE_CHECKING:
+    from vllm.config import KVTransferConfig, ParallelConfig
+    from vllm.v1.kv_cache_interface import KVCacheConfig, KVCacheGroupSpec
+    from vllm.v1.outputs import KVConnectorOutput
+
+RANDOM_SEED = "random"  # of block hashes: they differ from process to process
+
+# What a worker's answer to the scheduler inherits from; before 0.20 it cannot answer.
+KVConnectorWorkerMetadata = getattr(base, "KVConnectorWorkerMetadata", object)
+
+
+def worker_answer(output: KVConnectorOutput) -> Any:
+    return getattr(output, "kv_connector_worker_meta", None)
+
+
+def preempted(argument: Any) -> Set[str]:
+    """What handle_preemptions is given: our metadata, every step; before 0.20 the requests, if any."""
+    return argument if isinstance(argument, set) else argument.preempted
+
+
+def cache_hit_sources(fast: int, slow: int) -> dict[Any, int]:
+    """Tokens from DRAM and from slower tiers, as vLLM counts them.  Asked for from 0.32 on."""
+    counts = {CacheHitSource.HOST: fast, CacheHitSource.DISK: slow}
+    return {source: tokens for source, tokens in counts.items() if tokens}
+
+
+def page_order(kv_cache_config: KVCacheConfig) -> str:
+    """Of heads, tokens and content within a layer's block: "HNC" or "NHC"."""
+    layout = getattr(kv_cache_config, "kv_cache_layout", None)
+    if layout is not None:
+        return "".join(c for c in layout if c in "HNC")
+    from vllm.v1.attention.backends.utils import get_kv_cache_layout  # before 0.30
+
+    return {"HND": "HNC", "NHD": "NHC"}[get_kv_cache_layout()]
+
+
+def hash_seed(algorithm: str) -> str:
+    """What the first hash of every chain is made from, as in vLLM's own resolve_none_hash_seed."""
+    given = os.environ.get("PYTHONHASHSEED")
+    if given is not None:
+        return given
+    if not algorithm.startswith("sha256"):
+        return RANDOM_SEED
+    from vllm.v1.core import kv_cache_utils
+
+    return getattr(kv_cache_utils, "DEFAULT_NONE_HASH_SEED", RANDOM_SEED)  # a fixed one since 0.30
+
+
+def parallel_size(parallel: ParallelConfig, name: str) -> int:
+    return getattr(parallel, name, 1)
+
+
+def is_draft(group: KVCacheGroupSpec) -> bool:
+    """Whether these are the layers of a draft model."""
+    return getattr(group, "is_eagle_group", False)
+
+
+def failure_policy(transfer: KVTransferConfig) -> str:
+    return getattr(transfer, "kv_load_failure_policy", "recompute")
