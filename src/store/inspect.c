@@ -25,7 +25,7 @@ struct inspection {
     int dir;
     void *buf; /* READ_BUF */
     struct ucmi_journal_header *head;
-    uint8_t *block; /* header and block */
+    uint8_t *block; /* header and block of this lane; NULL: none was read */
     struct ucmi_table table;
 };
 
@@ -53,54 +53,66 @@ static int read_journal(struct inspection *in, struct ucmi_table *t)
 
 /* ---- blocks ---- */
 
-static int verify(const struct inspection *in, uint32_t segment, uint32_t slot,
-                  const struct ucmi_record *put)
+/* For the first block that can be there at all: the file is long enough. */
+static int find_room(struct inspection *in, int fd, uint64_t end)
+{
+    struct stat st;
+    if (fstat(fd, &st) < 0)
+        return -errno;
+    if ((uint64_t)st.st_size < end)
+        return -EBADMSG;
+    if (!in->block)
+        in->block = aligned_alloc(UCMI_PAGE, in->head->slot_size);
+    return in->block ? 0 : -ENOMEM;
+}
+
+static int verify(struct inspection *in, const struct ucmi_record *put)
 {
     char name[24];
-    snprintf(name, sizeof name, "seg-%06u", (unsigned)segment);
+    snprintf(name, sizeof name, "seg-%06u", (unsigned)put->segment);
     int fd = ucmi_open_below(in->dir, name);
     if (fd < 0)
         return fd == -ENOENT || fd == -ELOOP || fd == -EISDIR ? -EBADMSG : fd;
     size_t want = UCMI_PAGE + in->head->block_size, got = 0;
+    int err = find_room(in, fd, put->slot * in->head->slot_size + want);
     ssize_t n = 1;
-    while (got < want && n > 0) {
-        off_t off = (off_t)(slot * in->head->slot_size + got);
+    while (!err && got < want && n > 0) {
+        off_t off = (off_t)(put->slot * in->head->slot_size + got);
         n = TEMP_FAILURE_RETRY(pread(fd, in->block + got, want - got, off));
         got += n > 0 ? (size_t)n : 0;
     }
-    int err = n < 0 ? -errno : got < want ? -EBADMSG : ucmi_block_check(in->block, in->head, put);
+    if (!err)
+        err = n < 0 ? -errno : got < want ? -EBADMSG : ucmi_block_check(in->block, in->head, put);
     close(fd);
     return err;
 }
 
-static bool still_there(struct inspection *in, uint32_t segment, uint32_t slot,
-                        const struct ucmi_record *put)
+static bool still_there(struct inspection *in, const struct ucmi_record *put)
 {
     struct ucmi_journal_header had = *in->head; /* what is read now may be of another make */
     struct ucmi_table now;
-    const struct ucmi_live *at = NULL;
+    const struct ucmi_record *at = NULL;
     if (read_journal(in, &now) == 0)
-        at = ucmi_table_at(&now, segment, slot);
-    bool same = at && ucmi_key_eq(&at->put.key, &put->key) && at->put.header_sum == put->header_sum;
+        at = ucmi_table_at(&now, put->segment, put->slot);
+    bool same = at && ucmi_key_eq(&at->key, &put->key) && at->header_sum == put->header_sum;
     ucmi_table_free(&now);
     *in->head = had;
     return same;
 }
 
-static void visit_block(struct inspection *in, uint32_t segment, uint32_t slot)
+static void visit_block(struct inspection *in, const struct ucmi_record *put)
 {
-    const struct ucmi_live *at = ucmi_table_at(&in->table, segment, slot);
-    if (!at)
-        return;
-    const struct ucmi_record *put = &at->put;
     int64_t used = (int64_t)put->tick << UCMI_TICK_SHIFT;
-    struct ucm_block_info info = {
-        .key = put->key, .segment = segment, .slot = slot, .depth = put->depth, .used = used};
+    struct ucm_block_info info = {.key = put->key,
+                                  .segment = put->segment,
+                                  .slot = put->slot,
+                                  .depth = put->depth,
+                                  .used = used};
     if (put->flags & UCMI_PINNED && used > time(NULL))
         info.pinned = used;
     if (in->how->flags & UCM_INSPECT_VERIFY) {
-        info.err = verify(in, segment, slot, put);
-        if (info.err == -EBADMSG && in->info.live && !still_there(in, segment, slot, put))
+        info.err = verify(in, put);
+        if (info.err == -EBADMSG && in->info.live && !still_there(in, put))
             return;
         in->info.bad += info.err == -EBADMSG;
         in->info.error += info.err && info.err != -EBADMSG;
@@ -183,16 +195,10 @@ static void visit_lane(void *arg, int ns, const char *name)
     info->live = ucmi_lane_is_held(in->dir);
     ucmi_each_name(in->dir, ".", count_file, info);
     int err = read_journal(in, &in->table);
-    if (!err) {
+    if (!err)
         fill_info(in);
-        if (in->how->flags & UCM_INSPECT_VERIFY) {
-            in->block = aligned_alloc(UCMI_PAGE, in->head->slot_size);
-            err = in->block ? 0 : -ENOMEM;
-        }
-    }
-    for (uint32_t g = 0; !err && g < in->table.nsegs; g++)
-        for (uint32_t i = 0; in->table.segs[g] && i < in->table.slots; i++)
-            visit_block(in, g, i);
+    for (size_t i = 0; !err && i < in->table.n; i++)
+        visit_block(in, &in->table.v[i]);
     info->error += err != 0;
     if (in->how->lane)
         in->how->lane(in->how->arg, info);

@@ -161,11 +161,8 @@ static uint64_t count_wanted(const struct ucmi_manager *m, const struct ucmi_spa
                              const struct ucmi_seen *sn)
 {
     uint64_t n = 0;
-    for (uint32_t g = 0; g < sn->table.nsegs; g++)
-        for (uint32_t i = 0; sn->table.segs[g] && i < sn->table.slots; i++) {
-            const struct ucmi_live *at = ucmi_table_at(&sn->table, g, i);
-            n += at && ucmi_wanted(m, sp, sn, &at->put);
-        }
+    for (size_t i = 0; i < sn->table.n; i++)
+        n += ucmi_wanted(m, sp, sn, &sn->table.v[i]);
     return n;
 }
 

@@ -37,26 +37,25 @@ void ucmi_ask_for(struct ucmi_manager *m, struct ucmi_space *sp, struct ucmi_see
     const enum ucm_manage_op op = m->how->op;
     bool pin = op == UCM_MANAGE_PIN || op == UCM_MANAGE_UNPIN;
 
-    for (uint32_t g = 0; g < sn->table.nsegs; g++)
-        for (uint32_t i = 0; sn->table.segs[g] && i < sn->table.slots; i++) {
-            const struct ucmi_live *at = ucmi_table_at(&sn->table, g, i);
-            if (!at || !ucmi_wanted(m, sp, sn, &at->put))
-                continue;
-            struct ucmi_record r = {.op = pin ? UCMI_PIN : UCMI_FORGET,
-                                    .flags = op == UCM_MANAGE_REPAIR ? UCMI_IF_BAD : 0,
-                                    .rank = at->put.rank,
-                                    .key = at->put.key,
-                                    .segment = g,
-                                    .slot = i,
-                                    .header_sum = at->put.header_sum,
-                                    .lane = ucmi_lane_hash(sn->name)};
-            r.tick = op == UCM_MANAGE_PIN ? m->pin : op == UCM_MANAGE_UNPIN ? 0 : m->limit;
-            sn->info.chosen++;
-            if (ucmi_ask_add(q, sn, &r, at->put.seq) < 0) {
-                sn->info.left++;
-                sn->info.err = -ENOMEM;
-            }
+    for (size_t i = 0; i < sn->table.n; i++) {
+        const struct ucmi_record *put = &sn->table.v[i];
+        if (!ucmi_wanted(m, sp, sn, put))
+            continue;
+        struct ucmi_record r = {.op = pin ? UCMI_PIN : UCMI_FORGET,
+                                .flags = op == UCM_MANAGE_REPAIR ? UCMI_IF_BAD : 0,
+                                .rank = put->rank,
+                                .key = put->key,
+                                .segment = put->segment,
+                                .slot = put->slot,
+                                .header_sum = put->header_sum,
+                                .lane = ucmi_lane_hash(sn->name)};
+        r.tick = op == UCM_MANAGE_PIN ? m->pin : op == UCM_MANAGE_UNPIN ? 0 : m->limit;
+        sn->info.chosen++;
+        if (ucmi_ask_add(q, sn, &r, put->seq) < 0) {
+            sn->info.left++;
+            sn->info.err = -ENOMEM;
         }
+    }
 }
 
 /* ---- writing ---- */
@@ -132,18 +131,18 @@ static void judge(struct ucmi_request *q)
             q->over = true;
         return;
     }
-    const struct ucmi_live *at = ucmi_table_at(&sn->table, r->segment, r->slot);
-    bool same = at && at->put.rank == r->rank && at->put.header_sum == r->header_sum &&
-                ucmi_key_eq(&at->put.key, &r->key);
-    bool pinned = same && at->put.flags & UCMI_PINNED;
+    const struct ucmi_record *at = ucmi_table_at(&sn->table, r->segment, r->slot);
+    bool same = at && at->rank == r->rank && at->header_sum == r->header_sum &&
+                ucmi_key_eq(&at->key, &r->key);
+    bool pinned = same && at->flags & UCMI_PINNED;
     if (r->op == UCMI_FORGET) {
         if (!same)
             end_request(q, &sn->info.done);
-        else if (at->put.seq > MAX(q->seq, sn->table.told))
+        else if (at->seq > MAX(q->seq, sn->table.told))
             end_request(q, &sn->info.kept);
     } else if (!same) {
         end_request(q, &sn->info.kept);
-    } else if (r->tick ? pinned && at->put.tick == r->tick : !pinned) {
+    } else if (r->tick ? pinned && at->tick == r->tick : !pinned) {
         end_request(q, &sn->info.done);
     }
 }

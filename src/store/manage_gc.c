@@ -29,13 +29,10 @@ static bool last_use_of(const struct ucmi_space *sp, const struct ucmi_table *t,
                         uint32_t *last)
 {
     const uint32_t now = ucmi_tick((uint64_t)time(NULL));
-    const bool any = segment < t->nsegs && t->segs[segment];
-    for (uint32_t i = 0; any && i < t->slots; i++) {
-        const struct ucmi_live *at = ucmi_table_at(t, segment, i);
-        if (at && at->put.flags & UCMI_PINNED && at->put.tick > now)
+    for (size_t i = ucmi_table_from(t, segment, 0); i < t->n && t->v[i].segment == segment; i++) {
+        if (t->v[i].flags & UCMI_PINNED && t->v[i].tick > now)
             return false;
-        if (at)
-            *last = MAX(*last, ucmi_last_use(sp, &at->put));
+        *last = MAX(*last, ucmi_last_use(sp, &t->v[i]));
     }
     return true;
 }

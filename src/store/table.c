@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * A lane's journal read into a table of its slots, and read on.
+ * A lane's journal read into a table of its slots, and read on.  Its size is that of what the file
+ * really says: a header and records that name more slots than there can be cost nothing.
  *
  * The file is opened anew each time, so that a network file system says what is in it now.  Where
  * the journal has been compacted since, the old file is read to its end first, and who has read it
@@ -13,19 +14,55 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-static struct ucmi_live *segment_of(struct ucmi_table *t, uint32_t segment)
+static int by_place(const struct ucmi_record *a, const struct ucmi_record *b)
 {
-    if (segment >= t->nsegs) {
-        struct ucmi_live **v = realloc(t->segs, (segment + 1) * sizeof *v);
-        if (!v)
-            return NULL;
-        memset(v + t->nsegs, 0, (segment + 1 - t->nsegs) * sizeof *v);
-        t->segs = v;
-        t->nsegs = segment + 1;
+    if (a->segment != b->segment)
+        return a->segment < b->segment ? -1 : 1;
+    return (a->slot > b->slot) - (a->slot < b->slot);
+}
+
+static int by_place_and_time(const void *a, const void *b)
+{
+    const struct ucmi_record *x = a, *y = b;
+    int order = by_place(x, y);
+    return order ? order : (x->seq > y->seq) - (x->seq < y->seq);
+}
+
+/* Keeps of all that was said of a slot what holds now. */
+static void fold(struct ucmi_table *t)
+{
+    size_t kept = 0;
+    if (t->n)
+        qsort(t->v, t->n, sizeof *t->v, by_place_and_time);
+    for (size_t i = 0; i < t->n; i++) {
+        const struct ucmi_record *r = &t->v[i];
+        const bool had = kept && by_place(&t->v[kept - 1], r) == 0;
+        if (r->op == UCMI_PUT) {
+            kept += !had;
+            t->v[kept - 1] = *r;
+        } else if (had && ucmi_key_eq(&t->v[kept - 1].key, &r->key)) {
+            kept--;
+        }
     }
-    if (!t->segs[segment])
-        t->segs[segment] = calloc(t->slots, sizeof *t->segs[segment]);
-    return t->segs[segment];
+    t->n = kept;
+}
+
+/* When it is full it is folded; what is still more than half full then is doubled, so that neither
+ * is done often. */
+static int make_room(struct ucmi_table *t)
+{
+    if (t->n < t->cap)
+        return 0;
+    fold(t);
+    if (t->n < t->cap / 2)
+        return 0;
+    size_t cap = t->cap ? 2 * t->cap : 64;
+    struct ucmi_record *v = realloc(t->v, cap * sizeof *v);
+    if (!v)
+        return -ENOMEM;
+    t->v = v;
+    t->cap = cap;
+    return 0;
 }
 
 static void note(void *arg, const struct ucmi_record *r)
@@ -36,29 +73,19 @@ static void note(void *arg, const struct ucmi_record *r)
     if (r->op != UCMI_PUT && r->op != UCMI_DEL) {
         if (t->also)
             t->also(t->arg, r);
-        return;
+    } else if (ucmi_place_of(r, t->slots, &place)) {
+        if (make_room(t) < 0)
+            t->failed = true;
+        else
+            t->v[t->n++] = *r;
     }
-    if (!ucmi_place_of(r, t->slots, &place))
-        return;
-    struct ucmi_live *seg = segment_of(t, r->segment);
-    if (!seg) {
-        t->failed = true;
-        return;
-    }
-    struct ucmi_live *at = &seg[r->slot];
-    if (r->op == UCMI_PUT)
-        *at = (struct ucmi_live){.put = *r, .there = true};
-    else if (ucmi_key_eq(&at->put.key, &r->key))
-        at->there = false;
 }
 
 static void forget_all(struct ucmi_table *t)
 {
-    for (uint32_t g = 0; g < t->nsegs; g++)
-        free(t->segs[g]);
-    free(t->segs);
-    t->segs = NULL;
-    t->nsegs = 0;
+    free(t->v);
+    t->v = NULL;
+    t->n = t->cap = 0;
     t->records = 0;
 }
 
@@ -71,6 +98,7 @@ static int read_on(struct ucmi_table *t, void *buf, size_t size)
         t->records += moved;
         t->moved |= moved;
     }
+    fold(t);
     return err ? err : t->failed ? -ENOMEM : 0;
 }
 
@@ -121,12 +149,24 @@ int ucmi_table_read(struct ucmi_table *t, int dir, struct ucmi_journal_header *h
     return read_on(t, buf, size);
 }
 
-const struct ucmi_live *ucmi_table_at(const struct ucmi_table *t, uint32_t segment, uint32_t slot)
+size_t ucmi_table_from(const struct ucmi_table *t, uint32_t segment, uint32_t slot)
 {
-    if (segment >= t->nsegs || !t->segs[segment] || slot >= t->slots ||
-        !t->segs[segment][slot].there)
-        return NULL;
-    return &t->segs[segment][slot];
+    const struct ucmi_record place = {.segment = segment, .slot = slot};
+    size_t low = 0, high = t->n;
+    while (low < high) {
+        size_t mid = low + (high - low) / 2;
+        if (by_place(&t->v[mid], &place) < 0)
+            low = mid + 1;
+        else
+            high = mid;
+    }
+    return low;
+}
+
+const struct ucmi_record *ucmi_table_at(const struct ucmi_table *t, uint32_t segment, uint32_t slot)
+{
+    size_t i = ucmi_table_from(t, segment, slot);
+    return i < t->n && t->v[i].segment == segment && t->v[i].slot == slot ? &t->v[i] : NULL;
 }
 
 void ucmi_table_free(struct ucmi_table *t)

@@ -8,13 +8,10 @@
 
 #include "store/journal.h"
 
-struct ucmi_live {
-    struct ucmi_record put; /* the last one of the block */
-    bool there;
-};
 struct ucmi_table {
-    struct ucmi_live **segs; /* NULL: nothing in it */
-    uint32_t nsegs, slots;
+    struct ucmi_record *v; /* the last PUT of each block that is there, by segment and slot */
+    size_t n, cap;
+    uint32_t slots; /* in a segment */
     uint64_t records;
     uint64_t told; /* what came up to this seq repeats what was before: it answers nothing */
     bool failed;   /* out of memory */
@@ -30,8 +27,11 @@ struct ucmi_table {
  * or -errno: then t holds what could be read. */
 int ucmi_table_read(struct ucmi_table *t, int dir, struct ucmi_journal_header *head, void *buf,
                     size_t size);
+/* The first in or behind that slot: an index into v, n at the end. */
+size_t ucmi_table_from(const struct ucmi_table *t, uint32_t segment, uint32_t slot);
 /* NULL: nothing is there. */
-const struct ucmi_live *ucmi_table_at(const struct ucmi_table *t, uint32_t segment, uint32_t slot);
+const struct ucmi_record *ucmi_table_at(const struct ucmi_table *t, uint32_t segment,
+                                        uint32_t slot);
 void ucmi_table_free(struct ucmi_table *t);
 
 /* ---- inspect.c ---- */

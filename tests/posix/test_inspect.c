@@ -2,6 +2,9 @@
 /* ucm_inspect tells what is there, and with VERIFY what is wrong with it. */
 #include "harness.h"
 
+#include "../support/alloc.h"
+#include "store/journal.h"
+
 #include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -152,6 +155,51 @@ static void a_description_may_end_anywhere(void **state)
     }
 }
 
+/* 2^31 slots by 256 records: all of a table that could hold them was made once. */
+static void slots_that_are_only_named_cost_nothing(void **state)
+{
+    static struct ucmi_journal_header h __attribute__((aligned(UCMI_PAGE)));
+    static uint8_t page[5 * UCMI_PAGE];
+    struct ucmi_record v[257] = {{.op = UCMI_EPOCH, .epoch = 1}};
+    struct ucmi_jtail tail = {.pos = {.off = UCMI_PAGE, .seq = 1}, .page = calloc(1, UCMI_PAGE)};
+    char path[512];
+    ucm_store *store = open_store(*state, &shape, "posix_segment_mb=1");
+    struct memory m;
+    memory_new(&m, store, &shape, 1);
+    dump_all(store, &m, 0);
+    memory_free(&m);
+    ucm_store_close(store);
+    lane_path(*state, "seg-000000", path, sizeof path);
+    assert_int_equal(unlink(path), 0);
+    lane_path(*state, "journal", path, sizeof path);
+    int fd = open(path, O_RDWR | O_CLOEXEC);
+    assert_int_equal(ucmi_journal_header_read(fd, &h), 0);
+    h.nshards = 1;
+    h.block_size = h.shard_size = 1;
+    h.slot_size = 2 * UCMI_PAGE;
+    h.slots = 1 << 23;
+    ucmi_journal_header_seal(&h);
+    for (uint32_t i = 0; i < 256; i++)
+        v[1 + i] = (struct ucmi_record){
+            .op = UCMI_PUT, .key = key_of(i), .segment = i, .slot = h.slots - 1, .depth = i};
+    ucmi_jtail_lay(&tail, v, 257, page);
+    assert_int_equal(pwrite(fd, &h, sizeof h, 0), sizeof h);
+    assert_int_equal(pwrite(fd, page, sizeof page, UCMI_PAGE), sizeof page);
+    close(fd);
+    free(tail.page);
+    alloc_fail_at(0);
+    struct seen s = inspect(*state, UCM_INSPECT_VERIFY);
+    assert_int_equal(s.blocks, 256);
+    assert_int_equal(s.last.bad, 256);
+    assert_true(alloc_bytes() < 4 << 20);
+    struct ucm_manage how = {.op = UCM_MANAGE_REPAIR};
+    struct ucm_manage_total total;
+    alloc_fail_at(0);
+    assert_int_equal(ucm_manage(*state, &how, &total), 0);
+    assert_int_equal(total.done, 256);
+    assert_true(alloc_bytes() < 64 << 20);
+}
+
 static void a_wrong_directory_is_an_error(void **state)
 {
     struct ucm_inspect how = {0};
@@ -168,8 +216,11 @@ static void a_wrong_directory_is_an_error(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        TEST(tells_what_is_there),           TEST(names_the_block_that_is_bad),
-        TEST(an_unreadable_lane_is_counted), TEST(a_description_may_end_anywhere),
+        TEST(tells_what_is_there),
+        TEST(names_the_block_that_is_bad),
+        TEST(an_unreadable_lane_is_counted),
+        TEST(a_description_may_end_anywhere),
+        TEST(slots_that_are_only_named_cost_nothing),
         TEST(a_wrong_directory_is_an_error),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

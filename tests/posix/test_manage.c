@@ -422,7 +422,7 @@ static void a_request_for_something_else_does_nothing(void **state)
     int dir = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     assert_int_equal(ucmi_table_read(&t, dir, &head, buf, sizeof buf), 0);
     path[strlen(path) - 1] = '\0';
-    struct ucmi_record put = ucmi_table_at(&t, 0, 1)->put, r = put;
+    struct ucmi_record put = *ucmi_table_at(&t, 0, 1), r = put;
     uint32_t now = ucmi_tick((uint64_t)time(NULL));
     r.op = UCMI_FORGET;
     r.lane = ucmi_lane_hash(strrchr(path, '/') + 1);

@@ -13,13 +13,14 @@
 #include <string.h>
 #include <sys/mman.h>
 
-static _Atomic uint64_t at, seen, failed, dice;
+static _Atomic uint64_t at, seen, bytes, failed, dice;
 static _Atomic unsigned chance;
 static _Atomic int64_t live;
 
 void alloc_fail_at(uint64_t n)
 {
     atomic_store(&seen, 0);
+    atomic_store(&bytes, 0);
     atomic_store(&at, n);
 }
 
@@ -34,6 +35,11 @@ uint64_t alloc_seen(void)
     return atomic_load(&seen);
 }
 
+uint64_t alloc_bytes(void)
+{
+    return atomic_load(&bytes);
+}
+
 uint64_t alloc_failed(void)
 {
     return atomic_load(&failed);
@@ -44,8 +50,9 @@ int64_t alloc_live(void)
     return atomic_load(&live);
 }
 
-static bool refuse(void)
+static bool refuse(size_t size)
 {
+    atomic_fetch_add(&bytes, size);
     unsigned one_in = atomic_load_explicit(&chance, memory_order_relaxed);
     bool hit = atomic_fetch_add(&seen, 1) + 1 == atomic_load(&at);
     if (one_in && !hit) {
@@ -68,27 +75,27 @@ static void *given(void *p)
     return p;
 }
 
-#define WRAP(type, name, params, args)                                                             \
+#define WRAP(type, name, params, args, size)                                                       \
     type __real_##name params;                                                                     \
     type __wrap_##name params;                                                                     \
     type __wrap_##name params                                                                      \
     {                                                                                              \
-        return refuse() ? NULL : given(__real_##name args);                                        \
+        return refuse(size) ? NULL : given(__real_##name args);                                    \
     }
-WRAP(void *, malloc, (size_t n), (n))
-WRAP(void *, calloc, (size_t n, size_t size), (n, size))
-WRAP(void *, aligned_alloc, (size_t align, size_t n), (align, n))
-WRAP(char *, strdup, (const char *s), (s))
-WRAP(char *, strndup, (const char *s, size_t n), (s, n))
-WRAP(FILE *, open_memstream, (char **p, size_t *n), (p, n)) /* the text, not the stream */
-WRAP(DIR *, opendir, (const char *path), (path))
-WRAP(DIR *, fdopendir, (int fd), (fd))
+WRAP(void *, malloc, (size_t n), (n), n)
+WRAP(void *, calloc, (size_t n, size_t size), (n, size), n *size)
+WRAP(void *, aligned_alloc, (size_t align, size_t n), (align, n), n)
+WRAP(char *, strdup, (const char *s), (s), strlen(s))
+WRAP(char *, strndup, (const char *s, size_t n), (s, n), n)
+WRAP(FILE *, open_memstream, (char **p, size_t *n), (p, n), 0) /* the text, not the stream */
+WRAP(DIR *, opendir, (const char *path), (path), 0)
+WRAP(DIR *, fdopendir, (int fd), (fd), 0)
 
 void *__real_realloc(void *p, size_t n);
 void *__wrap_realloc(void *p, size_t n);
 void *__wrap_realloc(void *p, size_t n)
 {
-    if (refuse())
+    if (refuse(n))
         return NULL;
     void *q = __real_realloc(p, n);
     return p ? q : given(q);
@@ -98,7 +105,7 @@ int __real_posix_memalign(void **p, size_t align, size_t n);
 int __wrap_posix_memalign(void **p, size_t align, size_t n);
 int __wrap_posix_memalign(void **p, size_t align, size_t n)
 {
-    if (refuse())
+    if (refuse(n))
         return ENOMEM;
     int err = __real_posix_memalign(p, align, n);
     if (!err)
@@ -110,7 +117,7 @@ int __wrap_asprintf(char **p, const char *fmt, ...);
 int __wrap_asprintf(char **p, const char *fmt, ...)
 {
     va_list ap;
-    if (refuse())
+    if (refuse(0))
         return -1;
     va_start(ap, fmt);
     int n = vasprintf(p, fmt, ap);
@@ -141,7 +148,7 @@ void *__real_mmap64(void *p, size_t n, int prot, int flags, int fd, off_t off);
 void *__wrap_mmap64(void *p, size_t n, int prot, int flags, int fd, off_t off);
 void *__wrap_mmap64(void *p, size_t n, int prot, int flags, int fd, off_t off)
 {
-    void *q = refuse() ? MAP_FAILED : __real_mmap64(p, n, prot, flags, fd, off);
+    void *q = refuse(n) ? MAP_FAILED : __real_mmap64(p, n, prot, flags, fd, off);
     if (q != MAP_FAILED)
         given(q);
     return q;
@@ -159,7 +166,7 @@ int __real_pthread_create(pthread_t *t, const pthread_attr_t *attr, void *(*fn)(
 int __wrap_pthread_create(pthread_t *t, const pthread_attr_t *attr, void *(*fn)(void *), void *arg);
 int __wrap_pthread_create(pthread_t *t, const pthread_attr_t *attr, void *(*fn)(void *), void *arg)
 {
-    return refuse() ? EAGAIN : __real_pthread_create(t, attr, fn, arg);
+    return refuse(0) ? EAGAIN : __real_pthread_create(t, attr, fn, arg);
 }
 
 unsigned alloc_fds(void)

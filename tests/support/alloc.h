@@ -17,6 +17,7 @@ void alloc_fail_at(uint64_t at);
 /* Each fails by chance, one in so many; 0: none. */
 void alloc_fail_one_in(unsigned one_in, uint64_t seed);
 uint64_t alloc_seen(void);   /* since alloc_fail_at */
+uint64_t alloc_bytes(void);  /* asked for since then */
 uint64_t alloc_failed(void); /* since the program began */
 int64_t alloc_live(void);    /* not given back */
 unsigned alloc_fds(void);    /* open descriptors of the process */
