@@ -18,9 +18,9 @@ static const struct ucm_option connector_options[] = {
      "waits before it hands them over (memory of the host, which alone is served so far, knows no "
      "events: no difference)"},
     {"use_layerwise", UCM_T_BOOL, 0, "true", NULL, NULL,
-     "true: a load is waited for in the step that computes on it, all layers at once so far; "
-     "false: "
-     "the request waits aside until its blocks are there, and others are computed"},
+     "true: a load streams layer by layer into the step that computes on it, and each layer waits "
+     "for its own part; false: the request waits aside until all of its blocks are there, and "
+     "others are computed"},
     {"hit_ratio", UCM_T_FLOAT, 0, "1", "0", "1",
      "at most this part of a prompt is served from the store (1: no limit); to measure what hits "
      "are worth"},

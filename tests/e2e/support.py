@@ -16,12 +16,12 @@ BLOCK, ENGINE = 128, 32  # tokens in a block of the store; in an engine block, w
 RATIO = BLOCK // ENGINE
 
 
-def geometry() -> Any:
-    """One layer, four engine blocks in a block of the store."""
+def geometry(layers: int = 1) -> Any:
+    """Four engine blocks in a block of the store."""
     from ucm.integration.vllm.geometry import Geometry  # imports vLLM
 
-    return Geometry(engine_tokens=ENGINE, ratio=RATIO, layers=("0",), page_order="HNC", shard_size=4096,
-                    block_size=4096, namespace="here", hash_seed="0")
+    return Geometry(engine_tokens=ENGINE, ratio=RATIO, layers=tuple(map(str, range(layers))), page_order="HNC",
+                    shard_size=4096, block_size=4096 * layers, namespace="here", hash_seed="0")
 
 
 class Deployment:

@@ -6,14 +6,16 @@ from __future__ import annotations
 from array import array
 
 import pytest
+import torch
 from support import RATIO, geometry
 from ucm.integration.vllm.messages import Step, Transfer
-from ucm.integration.vllm.worker import LATE_MS, WorkerSide
+from ucm.integration.vllm.worker import IO_BYTES, LATE_MS, WorkerSide
 
 
 class FakeTask:
-    def __init__(self, released: bool, failed=(), stuck: bool = False, slow: bool = False):
+    def __init__(self, released: bool, failed=(), stuck: bool = False, slow: bool = False, shard_error=None):
         self.released, self.bad, self.stuck, self.slow = released, list(failed), stuck, slow
+        self.shard_error, self.shards = shard_error, []
         self.cancelled, self.waits, self.stored = False, 0, False
         self.patience: list[int] = []  # how long each wait for STORED might have taken
 
@@ -26,6 +28,11 @@ class FakeTask:
             self.released = True
         if self.bad or not self.done(stage):
             raise OSError(110, "timed out")
+
+    def wait_shard(self, shard, timeout_ms):
+        self.shards.append(shard)
+        if self.shard_error:
+            raise self.shard_error
 
     def done(self, stage):
         return self.stored if stage == "stored" else self.released
@@ -44,6 +51,7 @@ class FakeStore:
         self.next: list = []
         self.dumps: list[tuple] = []
         self.loads: list[tuple] = []
+        self.groups: list[int] = []
 
     def _give(self, default):
         task = self.next.pop(0) if self.next else default
@@ -56,10 +64,14 @@ class FakeStore:
         self.dumps.append((keys, list(blocks), list(depths), task))
         return task
 
-    def load(self, where, keys, blocks, depths):
+    def load(self, where, keys, blocks, depths, group):
         task = self._give(FakeTask(released=False))
         self.loads.append((keys, list(blocks), list(depths), task))
+        self.groups.append(group)
         return task
+
+    def map(self, segments, blocks_per_key, nblocks):
+        return "map"
 
 
 def transfer(name: str, first: int, count: int, skip: int = 0) -> Transfer:
@@ -69,19 +81,23 @@ def transfer(name: str, first: int, count: int, skip: int = 0) -> Transfer:
 
 
 class Worker:
-    def __init__(self, asynchronous=False, delivers=False, timeout_ms=10):
+    def __init__(self, asynchronous=False, delivers=False, timeout_ms=10, layers=1):
         self.store = FakeStore()
-        self.side = WorkerSide(geometry(), self.store, 1000, asynchronous, timeout_ms, delivers)
+        self.side = WorkerSide(geometry(layers), self.store, 1000, asynchronous, timeout_ms, delivers)
+        self.layers = [str(i) for i in range(layers)]
+        self.side.register({name: torch.zeros(1000, 4096 // RATIO, dtype=torch.uint8) for name in self.layers})
         self.seq = 0
 
-    def step(self, loads=(), saves=(), acked=-1, preempted=(), held=(), idle=False, deliver=False):
-        """One step as vLLM drives it: what was reported."""
+    def step(self, loads=(), saves=(), acked=-1, preempted=(), held=(), idle=False, deliver=False, asked=None):
+        """One step as vLLM drives it, in which the model asks for these layers: what was reported."""
         self.seq += 1
         step = Step(self.seq, acked, list(loads), list(saves), frozenset(preempted), frozenset(held), idle,
                     deliver)
         self.side.preempted(step.preempted)
         self.side.begin(step)
         self.side.load()
+        for name in self.layers if asked is None else asked:
+            self.side.wait_for_layer(name)
         self.side.save()
         sent, received = self.side.transfers_done()
         return sent, received, self.side.bad_blocks(), self.side.result()
@@ -151,6 +167,66 @@ def test_storage_that_is_late_does_not_hold_up_every_answer(caplog):
     first, second, third, fourth = (d[3].patience for d in w.store.dumps)
     assert first[0] > 50000 and max(second + third) <= LATE_MS and fourth[0] > 50000
     assert caplog.text.count("were not stored within") == 1
+
+
+def test_a_load_streams_and_each_layer_waits_for_its_own_part():
+    w = Worker(layers=3)
+    waits = []
+    w.store.next = [FakeTask(released=False)]
+    task = w.store.next[0]
+    task.wait_shard = lambda shard, timeout_ms: waits.append((shard, task.waits))
+    w.step(loads=[transfer("a", 0, 2), transfer("b", 0, 1)])
+    assert waits == [(0, 0), (1, 0), (2, 0)] and task.waits == 1  # the whole is waited for after the layers
+    assert len(w.store.loads) == 1 and w.store.groups == [IO_BYTES // 4096]
+    w.step(saves=[transfer("a", 2, 1)])
+    assert len(waits) == 3
+
+
+def test_a_layer_that_uses_anothers_blocks_waits_for_nothing():
+    w = Worker(layers=2)
+    assert w.step(loads=[transfer("a", 0, 1)], asked=["0", "1", "shared"])[2] == set()
+    assert w.store.loads[0][3].shards == [0, 1]
+
+
+def test_nothing_is_saved_or_reported_while_the_load_of_the_step_goes_on():
+    """The order of vLLM with a draft model: reports are asked for before wait_for_save."""
+    for first in (WorkerSide.save, WorkerSide.transfers_done):
+        w = Worker()
+        w.side.begin(Step(1, -1, [transfer("a", 0, 1)], [transfer("a", 1, 1)]))
+        w.side.load()
+        w.side.wait_for_layer("0")
+        task = w.store.loads[0][3]
+        assert not task.released
+        first(w.side)
+        assert task.released
+
+
+def test_a_layer_that_comes_late_is_not_computed_on_while_it_comes():
+    w = Worker()
+    w.store.next = [FakeTask(released=False, failed=[1], shard_error=TimeoutError(110, "late"))]
+    w.side.begin(Step(1, -1, [transfer("a", 0, 2)]))
+    w.side.load()
+    w.side.wait_for_layer("0")
+    assert w.store.loads[0][3].released  # all of it has ended, one way or the other
+    w.side.save()
+    assert w.side.bad_blocks() == set(range(RATIO, 2 * RATIO))
+
+
+def test_a_model_that_does_not_ask_for_its_layers_is_seen_and_waited_for():
+    w = Worker(layers=3)
+    _, _, bad, result = w.step(loads=[transfer("a", 0, 2)], saves=[transfer("a", 2, 1)], asked=["0", "2"])
+    assert bad == set(range(2 * RATIO)) and result.spoilt == 1 and w.store.dumps == []
+    w.side.begin(Step(2, 1, [transfer("a", 0, 2)]))
+    w.side.load()
+    assert w.store.loads[1][3].released
+    w.side.save()
+    assert w.side.bad_blocks() == set()
+
+
+def test_a_step_without_a_forward_asks_for_no_layer():
+    w = Worker(layers=3)
+    assert w.step(loads=[transfer("a", 0, 2)], asked=[], idle=True)[2] == set()
+    assert w.store.loads[0][3].released
 
 
 def test_failed_blocks_of_each_request_from_the_first_on():

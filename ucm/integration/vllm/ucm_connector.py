@@ -70,6 +70,11 @@ class UCMConnector(KVConnectorBase_V1):
             self._worker = WorkerSide(geometry, store, kv_cache_config.num_blocks, policy.asynchronous,
                                       timeout_ms, policy.delivers)
 
+    @classmethod
+    def requires_piecewise_for_cudagraph(cls, extra_config: dict[str, Any]) -> bool:
+        """A graph of a whole step would not wait for each layer's blocks."""
+        return config.from_extra_config(extra_config).get("use_layerwise") == "true"
+
     @property
     def requires_kv_delivery(self) -> bool:
         return False  # a save that is lost is a miss later
@@ -119,7 +124,7 @@ class UCMConnector(KVConnectorBase_V1):
         self._worker.load()
 
     def wait_for_layer_load(self, layer_name: str) -> None:
-        pass  # start_load_kv has loaded all layers
+        self._worker.wait_for_layer(layer_name)
 
     def save_kv_layer(self, layer_name: str, kv_layer: torch.Tensor, attn_metadata: AttentionMetadata,
                       **kwargs: Any) -> None:

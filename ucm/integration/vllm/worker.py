@@ -5,6 +5,9 @@ What must hold: engine memory under a transfer is not handed back before the tra
 save's blocks are held by the scheduler until reported here, or waited for when the request is preempted;
 a load's are the request's own until it is reported.
 
+A synchronous load streams: it is submitted whole and comes layer by layer, in the order of computing, while
+each layer waits for its own part only.  It has ended before anything of the step is relied on: saves, reports.
+
 No step waits for a save, but for one: a producer's prompt ends, and with the answer its consumer comes for
 the blocks.  (vLLM sends the answer with that step, whatever becomes of the request's memory later.)
 """
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(f"vllm.{__name__}")
 
 GRACE_MS = 1000  # on top of the store's own deadline, which ends each slice
+IO_BYTES = 1 << 20  # of a block at a time, in a load that streams: storage reads larger pieces hardly faster
 LATE_MS = 100  # how long a producer's answer waits for storage that was late the last time
 
 
@@ -40,6 +44,10 @@ class WorkerSide:
         self._timeout_ms = timeout_ms
         self._delivers = delivers
         self._map: Any = None
+        self._shard_of: dict[str, int] = {}
+        self._streaming: Any = None  # the load that this step computes on
+        self._awaited: set[int] = set()  # its shards that the model has asked for
+        self._streams = True  # no step has been seen to compute without asking
         self._step: Step | None = None
         self._loading: list[tuple[Any, Transfer, float]] = []  # task, what, when to give up
         self._saving: list[tuple[Any, frozenset[str]]] = []  # task, whose blocks it reads
@@ -58,6 +66,7 @@ class WorkerSide:
         layout = from_kv_caches(tensors, self._num_blocks)
         geo.check_tensors(self._geo, list(tensors.values()), layout.nshards, layout.shard_size)
         self._map = self._store.map(layout.segments, self._geo.ratio, self._num_blocks)
+        self._shard_of = layout.shard_of
         logger.info("ucm: an engine block of a layer is %s, in %d pieces", layout.description, layout.nsegs)
 
     # ---- one step, in the order vLLM calls ----
@@ -94,14 +103,45 @@ class WorkerSide:
             self._loading.append((task, load, deadline))
 
     def _load_now(self, step: Step) -> None:
-        task = self._submit(step.loads)
-        failed: list[int] = list(range(sum(map(len, step.loads))))
-        if task is not None:
-            self._settle(task, "load")
-            failed = task.failed()
-        if not failed:
+        self._awaited.clear()
+        self._streaming = self._submit(step.loads, max(1, IO_BYTES // self._geo.shard_size))
+        if self._streaming is None:
+            self._spoil(step, list(range(sum(map(len, step.loads)))))
+        elif not self._streams:
+            self._settle(self._streaming, "load")
+
+    def wait_for_layer(self, name: str) -> None:
+        """Until this layer of the load is there.  Which blocks have failed is asked at the end."""
+        shard = self._shard_of.get(name)
+        if self._streaming is None or shard is None:  # or of a layer that uses an earlier one's blocks
             return
-        # What this step computes is wrong, also for requests that share those blocks.
+        self._awaited.add(shard)
+        try:
+            self._streaming.wait_shard(shard, self._timeout_ms + GRACE_MS)
+        except TimeoutError:
+            self._settle(self._streaming, "load")  # what comes later would be read half
+        except OSError:
+            pass
+
+    def _end_load(self) -> None:
+        """The last moment at which the load of this step may still be under way."""
+        task, self._streaming = self._streaming, None
+        if task is None:
+            return
+        step = self._step
+        assert step is not None
+        self._settle(task, "load")
+        failed = task.failed()
+        if self._streams and not step.idle and len(self._awaited) < len(set(self._shard_of.values())):
+            self._streams = False
+            logger.warning("the model computes without asking for each layer's blocks, so from now on loads are "
+                           "waited for before it begins; what it has computed so is computed again")
+            failed = list(range(sum(map(len, step.loads))))
+        if failed:
+            self._spoil(step, failed)
+
+    def _spoil(self, step: Step, failed: list[int]) -> None:
+        """What this step computes is wrong, also for requests that share those blocks."""
         self._spoilt = step.seq
         start = 0
         for load in step.loads:
@@ -113,6 +153,7 @@ class WorkerSide:
     def save(self) -> None:
         step = self._step
         assert step is not None
+        self._end_load()
         # A failed load spoils the steps up to the first that was planned in its knowledge.
         if step.saves and self._spoilt <= step.acked:
             self._dump(step.saves)
@@ -153,6 +194,7 @@ class WorkerSide:
 
     def transfers_done(self) -> tuple[set[str] | None, set[str] | None]:
         """Finished requests whose blocks may be freed; requests whose loads have ended."""
+        self._end_load()  # with a draft model vLLM asks this before save()
         step = self._step
         if step is not None and step.idle:
             self._doze()
@@ -193,10 +235,12 @@ class WorkerSide:
 
     def close(self) -> None:
         try:
-            for task, *_ in self._loading:
+            loading = [task for task, *_ in self._loading]
+            for task in [*loading, self._streaming] if self._streaming else loading:
                 task.cancel()
                 self._settle(task, "load")
         finally:
+            self._streaming = None
             self._loading.clear()
             self._saving.clear()
             self._undelivered.clear()
@@ -205,9 +249,9 @@ class WorkerSide:
 
     # ---- helpers ----
 
-    def _submit(self, loads: list[Transfer]) -> Any | None:
+    def _submit(self, loads: list[Transfer], group: int = 0) -> Any | None:
         try:
-            return self._store.load(self._map, *_join(loads))
+            return self._store.load(self._map, *_join(loads), group=group)
         except OSError as e:
             logger.warning("load of %d requests not begun, taken for misses: %s", len(loads), e)
             return None
