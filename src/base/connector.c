@@ -29,8 +29,11 @@ static const struct ucm_option connector_options[] = {
      "stands in for store_pipeline, and the log gives the external hit rate of each request and in "
      "all"},
     {"enable_record_traces", UCM_T_BOOL, 0, "false", NULL, NULL,
-     "write one log line a request with its lengths and block hashes",
-     "no traces are written; give false"},
+     "write one JSON line a request: when it came, its lengths, its blocks' hashes; "
+     "`python -m ucm.traces` makes traces in Mooncake's format of them"},
+    {"record_traces_dir", UCM_T_STR, 0, "", NULL, NULL,
+     "directory of these files, which UCM_LOG_MAX_FILES (10) and UCM_LOG_MAX_SIZE (5, in MiB) "
+     "bound; empty: UCM_LOG_PATH, or else ~/.local/state/ucm"},
     {"persist_token_threshold", UCM_T_INT, 0, "0", "0", NULL,
      "requests with fewer tokens are neither loaded nor stored"},
     {"load_tokens_threshold", UCM_T_INT, 0, "0", "0", NULL,

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Options of the connector that are more than a number in the policy (test_bookkeeping.py): use_lite."""
+"""Options of the connector that are more than a number in the policy (test_bookkeeping.py): use_lite,
+enable_record_traces."""
 
 from __future__ import annotations
 
 import logging
 import re
+import time
 
 import pytest
 from models import prompt
@@ -83,3 +85,19 @@ def test_use_lite(deploy, reference):
         assert RATES.findall(life.log.read_text()) == [("0.000", "0.000"), ("1.000", "0.500")]
         assert life.call("metrics")["vllm:external_prefix_cache_hits"] == 0
     assert d.segments() == []
+
+
+def test_enable_record_traces(deploy, tmp_path):
+    """What a real engine was asked, in bench/replay's words and in Mooncake's."""
+    from ucm.traces import convert, read
+
+    shared = prompt(4 * BLOCK, 2)
+    d = deploy(enable_record_traces=True, record_traces_dir=str(tmp_path / "traces"))
+    before = time.time()
+    with d.life() as life:
+        for p in (shared + prompt(50, 3), shared + prompt(60, 4)):
+            life.call("ask", [p], 5)
+    requests = read([str(tmp_path / "traces")])
+    assert [(r["input_length"], r["output_length"]) for r in requests] == [(562, 5), (572, 5)]
+    assert before * 1000 < requests[0]["timestamp"] < requests[1]["timestamp"] < time.time() * 1000
+    assert [r["hash_ids"] for r in convert(requests, 512)] == [[0, 1], [0, 2]]

@@ -247,6 +247,10 @@ class SchedulerSide:
         self._held.add(request.request_id)
         return True
 
+    def prompt_keys(self, request: Request) -> bytes:
+        """Of the full blocks of its prompt."""
+        return self._keys(request, 0, request.num_prompt_tokens // self._geo.block_tokens)
+
     # ---- helpers ----
 
     def _tracked(self, request: Request) -> Tracked:

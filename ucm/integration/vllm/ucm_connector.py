@@ -23,6 +23,7 @@ from ucm.integration.vllm.lite import LiteSide
 from ucm.integration.vllm.messages import Step, StepResult
 from ucm.integration.vllm.scheduler import Policy, SchedulerSide
 from ucm.integration.vllm.worker import WorkerSide
+from ucm.traces import Recorder, directory_of
 
 if TYPE_CHECKING:
     import torch
@@ -55,6 +56,7 @@ class UCMConnector(KVConnectorBase_V1):
         store = ucm.Store(conf)
         self._scheduler: SchedulerSide | None = None
         self._worker: WorkerSide | None = None
+        self._traces: Recorder | None = None
         if role == KVConnectorRole.SCHEDULER:
             side = LiteSide if conf.get("use_lite") == "true" else SchedulerSide
             self._scheduler = side(geometry, store, policy)
@@ -66,6 +68,9 @@ class UCMConnector(KVConnectorBase_V1):
             if geometry.hash_seed == compat.RANDOM_SEED:
                 logger.warning("vLLM's block hashes differ from process to process: nothing stored now will "
                                "be found after a restart. Set PYTHONHASHSEED to the same number everywhere.")
+            if conf.get("enable_record_traces") == "true":
+                self._traces = Recorder(directory_of(conf.get("record_traces_dir")), geometry.block_tokens)
+                logger.info("ucm: a line for each request goes to %s", self._traces.path)
         else:
             self._worker = WorkerSide(geometry, store, kv_cache_config.num_blocks, policy.asynchronous,
                                       timeout_ms, policy.delivers)
@@ -106,6 +111,9 @@ class UCMConnector(KVConnectorBase_V1):
 
     def request_finished(self, request: Request,
                          block_ids: list[int]) -> tuple[bool, dict[str, Any] | None]:
+        if self._traces:
+            self._traces.record(request.arrival_time, request.num_prompt_tokens, request.num_output_tokens,
+                                self._scheduler.prompt_keys(request))
         return self._scheduler.finished(request), None
 
     # ---- worker ----
@@ -146,6 +154,8 @@ class UCMConnector(KVConnectorBase_V1):
 
     def shutdown(self) -> None:
         (self._worker or self._scheduler).close()
+        if self._traces:
+            self._traces.close()
 
 
 def _share_log() -> None:
