@@ -79,7 +79,7 @@ class Engine:
         sampling = SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True, detokenize=False)
         answers = self.llm.generate([{"prompt_token_ids": p} for p in prompts], sampling, use_tqdm=False)
         return [{"tokens": list(a.outputs[0].token_ids), "finish": a.outputs[0].finish_reason,
-                 "ttft_s": a.metrics.first_token_latency} for a in answers]
+                 "ttft_s": a.metrics.first_token_latency, "cached": a.num_cached_tokens} for a in answers]
 
     def save(self) -> None:
         """Until the next lookup finds what ucm has been given to save (in an engine of one process)."""
