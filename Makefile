@@ -10,7 +10,7 @@ MESON := $(VENV)/bin/meson
 TESTS := $(MESON) test --print-errorlogs --no-rebuild --timeout-multiplier 5
 
 .DEFAULT_GOAL := build
-.PHONY: build demo test check test-c test-python test-e2e test-nfs asan tsan fuzz model stress soak coverage bench docs fmt wheel clean help
+.PHONY: build demo test check test-c test-python test-contract test-e2e test-nfs asan tsan fuzz model stress soak coverage bench docs fmt wheel clean help
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -58,7 +58,7 @@ demo: $(VENV)/.engine $(VENV)/.package ## set up, then prefix caching in a real 
 
 # ---- tests ----
 
-test: check test-c asan tsan test-python test-e2e ## set up and run all tests
+test: check test-c asan tsan test-python test-contract test-e2e ## set up and run all tests
 check: build ## include rules, lengths, the header by itself
 	tools/check-layers
 test-c: build ## C tests
@@ -69,6 +69,8 @@ tsan: build-tsan/build.ninja ## C tests under ThreadSanitizer
 	ninja -C build-tsan && $(TESTS) -C build-tsan
 test-python: $(VENV)/.package ## the extension and the package
 	$(VENV)/bin/pytest -q tests/python
+test-contract: $(VENV)/.package ## the connector against the interfaces of vLLM 0.17 to 0.32, from their wheels
+	$(VENV)/bin/pytest -q tests/versions
 test-e2e: $(VENV)/.engine $(VENV)/.package ## a real vLLM: restart, damage, kills, preemption
 	$(VENV)/bin/pytest -q tests/e2e
 

@@ -213,6 +213,20 @@ def test_after_a_failed_load_the_lost_blocks_are_saved_again():
     assert saved(again) == {"a": range(2, 7)}
 
 
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_a_worker_that_can_only_name_engine_blocks(asynchronous):
+    """As before vLLM 0.20."""
+    s, r, other = Scheduler(asynchronous=asynchronous), Request("a", 1000), Request("b", 1000)
+    s.store.put(r, range(6))
+    s.store.put(other, range(2))
+    s.admit(r), s.admit(other)
+    step = s.step(new=[(r, 6 * BLOCK, 232), (other, 2 * BLOCK, 1)])
+    s.side.lost(set(s.blocks["a"][2 * RATIO + 1:]))
+    again = s.step(running=[(r, 2 * BLOCK, 1000 - 2 * BLOCK), (other, 2 * BLOCK + 1, 200)])
+    assert again.acked == (-1 if asynchronous else step.seq)
+    assert saved(again) == {"a": range(2, 7), "b": range(2, 3)}
+
+
 def test_saves_that_a_failed_load_spoilt_are_made_up_for():
     """Requests computed beside the one whose load failed."""
     s, bad, good = Scheduler(), Request("bad", 1000), Request("good", 1000)

@@ -27,6 +27,7 @@ RANDOM_SEED = "random"  # of block hashes: they differ from process to process
 
 # What a worker's answer to the scheduler inherits from; before 0.20 it cannot answer.
 KVConnectorWorkerMetadata = getattr(base, "KVConnectorWorkerMetadata", object)
+WORKERS_ANSWER = KVConnectorWorkerMetadata is not object
 
 
 def worker_answer(output: KVConnectorOutput) -> Any:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from array import array
 from collections import deque
+from collections.abc import Set
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -57,7 +58,8 @@ class Hit:
 class Tracked:
     """What is known of one request."""
 
-    __slots__ = ("request", "looked_up", "tiers", "limit", "local", "trusted", "blocks", "saved", "dumping")
+    __slots__ = ("request", "looked_up", "tiers", "limit", "local", "trusted", "blocks", "saved", "dumping",
+                 "load")
 
     def __init__(self, request: Request):
         self.request = request
@@ -69,6 +71,7 @@ class Tracked:
         self.blocks: list[int] = []  # its engine blocks
         self.saved = 0  # positions before this need no saving
         self.dumping = False  # a save of its blocks may be reading them
+        self.load: tuple[int, Transfer] | None = None  # the last one: in which step, what
 
 
 class SchedulerSide:
@@ -152,7 +155,9 @@ class SchedulerSide:
         for i in range(skip):
             blocks[i] = NULL_BLOCK
         t.trusted = t.local + tokens
-        self._loads.append(Transfer(request.request_id, first, self._keys(request, first, end), blocks, skip))
+        load = Transfer(request.request_id, first, self._keys(request, first, end), blocks, skip)
+        t.load = (self._seq + 1, load)
+        self._loads.append(load)
 
     def tiers_of(self, request: Request, tokens: int) -> tuple[int, int]:
         """Of the tokens just admitted to be loaded: how many lie in DRAM, how many in slower tiers."""
@@ -173,7 +178,7 @@ class SchedulerSide:
         self._seq += 1
         for req_id in out.preempted_req_ids or ():
             if t := self._requests.get(req_id):
-                t.dumping = False  # the worker waits for its saves before the blocks are overwritten
+                t.dumping, t.load = False, None  # the worker waits for its saves before the blocks are overwritten
         step = Step(self._seq, self._acked, self._loads, preempted=frozenset(out.preempted_req_ids or ()),
                     held=frozenset(self._held), idle=out.total_num_scheduled_tokens == 0)
         self._loads, self._held = [], set()
@@ -238,6 +243,20 @@ class SchedulerSide:
             for seq, t, start in self._planned:
                 if seq >= result.spoilt:
                     t.saved = min(t.saved, start)
+
+    def lost(self, engine_blocks: Set[int]) -> None:
+        """The same from a worker that can only name engine blocks."""
+        result = StepResult(self._geo.namespace, {})
+        for req_id, t in self._requests.items():
+            if t.load is None:
+                continue
+            step, load = t.load
+            bad = next((i for i, block in enumerate(load.blocks) if block in engine_blocks), None)
+            if bad is not None:
+                result.failed[req_id] = load.first + bad // self._geo.ratio
+                if not self._policy.asynchronous:
+                    result.spoilt = max(result.spoilt, step)
+        self.heard(result)
 
     def finished(self, request: Request) -> bool:
         """Whether its engine blocks must be kept until the worker reports it."""

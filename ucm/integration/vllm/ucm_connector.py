@@ -108,6 +108,8 @@ class UCMConnector(KVConnectorBase_V1):
         result = compat.worker_answer(connector_output)
         if isinstance(result, StepResult):
             self._scheduler.heard(result)
+        elif not compat.WORKERS_ANSWER and connector_output.invalid_block_ids:
+            self._scheduler.lost(connector_output.invalid_block_ids)
 
     def request_finished(self, request: Request,
                          block_ids: list[int]) -> tuple[bool, dict[str, Any] | None]:
