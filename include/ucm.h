@@ -174,6 +174,7 @@ struct ucm_batch {           /* shards [shard, shard + nshards) of keys[i] <-> e
     unsigned shard, nshards; /* nshards 0: all of them */
     unsigned group;          /* load this many shards at a time, in shard order; 0: all at once */
     void *after;             /* device event to wait for first, or NULL */
+    unsigned timeout_ms;     /* give up sooner than the store's timeout_ms; 0: no sooner */
 };
 /* -EINVAL: a block number or shard out of range.  -EAGAIN: the queue is full: a dump is best dropped,
  * a load treated as a miss.  The task must be freed. */

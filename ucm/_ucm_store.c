@@ -496,7 +496,8 @@ static PyMethodDef store_methods[] = {
      "map(segments, blocks_per_key, nblocks) -> Map: where the engine keeps its blocks;\n"
      "segments[shard][i] = (address, stride, length)"},
     {"load", KEYWORDS(ext_load),
-     "load(map, keys, blocks, depths=None, shard=0, nshards=0, group=0, after=0) -> Task"},
+     "load(map, keys, blocks, depths=None, shard=0, nshards=0, group=0, after=0, timeout_ms=0) "
+     "-> Task"},
     {"dump", KEYWORDS(ext_dump),
      "dump(map, keys, blocks, depths=None, shard=0, nshards=0, after=0) -> Task"},
     {"load_sg", KEYWORDS(ext_load_sg),

@@ -48,7 +48,7 @@ static PyObject *submitted(Task *t, int err)
 struct batch_args {
     Map *map;
     PyObject *keys, *blocks, *depths;
-    long long shard, nshards, group;
+    long long shard, nshards, group, timeout_ms;
     unsigned long long after;
 };
 
@@ -106,6 +106,7 @@ static PyObject *run_batch(Store *s, const struct batch_args *a, bool dump)
     PyObject *result = NULL;
     if (!ext_store_usable(s) || ext_u32("shard", a->shard, &b.shard) ||
         ext_u32("nshards", a->nshards, &b.nshards) || ext_u32("group", a->group, &b.group) ||
+        ext_u32("timeout_ms", a->timeout_ms, &b.timeout_ms) ||
         ext_buffer_keys(a->keys, &keys, &b.n))
         return NULL;
     if (ext_buffer_uint(a->blocks, "blocks", 4, &blocks))
@@ -132,12 +133,12 @@ keys:
 
 PyObject *ext_load(PyObject *self, PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"map",     "keys",  "blocks", "depths", "shard",
-                            "nshards", "group", "after",  NULL};
+    static char *names[] = {"map",     "keys",  "blocks", "depths",     "shard",
+                            "nshards", "group", "after",  "timeout_ms", NULL};
     struct batch_args a = {.depths = Py_None};
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!OO|OLLLK:load", names,
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!OO|OLLLKL:load", names,
                                      ext_state_of(self)->map, &a.map, &a.keys, &a.blocks, &a.depths,
-                                     &a.shard, &a.nshards, &a.group, &a.after))
+                                     &a.shard, &a.nshards, &a.group, &a.after, &a.timeout_ms))
         return NULL;
     return run_batch((Store *)self, &a, false);
 }

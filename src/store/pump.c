@@ -88,12 +88,21 @@ static void event_came(void *arg, int err)
     ucmi_pump_wake(p); /* the pump frees its stream before it ends, and that waits for us */
 }
 
+/* The first of a list is the next whose time is up; mostly that is the order in which they come. */
 static void queue_job(struct ucmi_posix *p, struct ucmi_job *job)
 {
-    if (job->dump)
-        STAILQ_INSERT_TAIL(&p->dumps, job, next);
+    struct ucmi_job_list *list = job->dump ? &p->dumps : &p->loads;
+    struct ucmi_job **at = &STAILQ_FIRST(list), *before = NULL;
+
+    if (!STAILQ_EMPTY(list)) /* glibc has no STAILQ_LAST */
+        before = CONTAINER_OF(list->stqh_last, struct ucmi_job, next.stqe_next);
+    if (before && before->deadline_ns > job->deadline_ns)
+        for (before = NULL; (*at)->deadline_ns <= job->deadline_ns; at = &STAILQ_NEXT(before, next))
+            before = *at;
+    if (before)
+        STAILQ_INSERT_AFTER(list, before, job, next);
     else
-        STAILQ_INSERT_TAIL(&p->loads, job, next);
+        STAILQ_INSERT_HEAD(list, job, next);
 }
 
 static void await_event(struct ucmi_posix *p, struct ucmi_job *job)

@@ -248,7 +248,8 @@ int ucmi_store_submit(ucm_store *s, struct ucm_xfer *x)
     if (atomic_load_explicit(&s->closing, memory_order_relaxed))
         return -ESHUTDOWN;
     x->id = atomic_fetch_add_explicit(&s->next_task, 1, memory_order_relaxed) + 1;
-    x->deadline_ns = ucmi_now_ns() + s->geo.timeout_ms * UINT64_C(1000000);
+    uint64_t latest = ucmi_now_ns() + s->geo.timeout_ms * UINT64_C(1000000);
+    x->deadline_ns = x->deadline_ns ? MIN(x->deadline_ns, latest) : latest;
     int err = s->tiers[0].ops->submit(&s->tiers[0], x);
     if (err < 0)
         ucmi_count(&s->counters, UCMI_TASKS_REFUSED, 1);

@@ -165,6 +165,11 @@ static int submit(ucm_store *s, ucm_task *t, ucm_task **task_p)
     return 0;
 }
 
+static uint64_t deadline_of(int timeout_ms)
+{
+    return timeout_ms < 0 ? UINT64_MAX : ucmi_now_ns() + (uint64_t)timeout_ms * 1000000;
+}
+
 static int run_batch(ucm_store *s, ucm_map *m, const struct ucm_batch *b, bool dump,
                      ucm_task **task_p)
 {
@@ -192,6 +197,7 @@ static int run_batch(ucm_store *s, ucm_map *m, const struct ucm_batch *b, bool d
     ucmi_map_ref(m);
     t->x.map = m;
     t->x.after = b->after;
+    t->x.deadline_ns = b->timeout_ms ? deadline_of((int)MIN(b->timeout_ms, (unsigned)INT_MAX)) : 0;
     t->shard = b->shard;
     t->nshards = nshards;
     t->per_group = per_group;
@@ -271,11 +277,6 @@ int ucm_dump_sg(ucm_store *s, const struct ucm_sg *v, size_t n, void *after, ucm
 static struct stage *stage_of(const ucm_task *t, enum ucm_stage stage)
 {
     return (struct stage *)&t->stage[MIN(stage, t->last)];
-}
-
-static uint64_t deadline_of(int timeout_ms)
-{
-    return timeout_ms < 0 ? UINT64_MAX : ucmi_now_ns() + (uint64_t)timeout_ms * 1000000;
 }
 
 int ucm_task_wait(ucm_task *t, enum ucm_stage stage, int timeout_ms)

@@ -312,6 +312,30 @@ static void storage_that_hangs_is_passed_by(void **state)
     ucm_store_close(store);
 }
 
+/* A load that is in more of a hurry than the one before it is given up at its own time. */
+static void a_load_is_given_up_when_its_batch_says(void **state)
+{
+    ucm_store *store = open_store(*state, &shape, "posix_io_depth=1");
+    struct memory m;
+    memory_new(&m, store, &shape, N);
+    dump_all(store, &m, 0);
+    set_gate(true, false, false);
+    ucm_task *patient = submit(store, &m, false, 0), *hasty = NULL;
+    struct ucm_batch batch = {.keys = keys, .blocks = blocks, .n = N, .timeout_ms = 10};
+    await_held(1);
+    assert_int_equal(ucm_load(store, m.map, &batch, &hasty), 0);
+    assert_int_equal(ucm_task_wait(hasty, UCM_RELEASED, 20000), -ETIMEDOUT);
+    assert_true(ucm_task_done(hasty, UCM_RELEASED));
+    assert_false(ucm_task_done(patient, UCM_RELEASED));
+    open_gate(store);
+    assert_int_equal(ucm_task_wait(patient, UCM_RELEASED, 60000), 0);
+    ucm_task_free(hasty);
+    ucm_task_free(patient);
+    load_all(store, &m, 0);
+    memory_free(&m);
+    ucm_store_close(store);
+}
+
 /* A call that hangs holds the whole pump: one lookup waits for its news in vain, and no other. */
 static void only_one_waits_for_a_pump_that_hangs(void **state)
 {
@@ -393,9 +417,13 @@ int main(int argc, char **argv)
     if (argc > 1)
         return peer_main(argc, argv);
     const struct CMUnitTest tests[] = {
-        TEST(a_lane_adopted_under_a_load),          TEST(damage_found_after_an_adoption),
-        TEST(closing_does_not_wait_for_ever),       TEST(storage_that_hangs_is_passed_by),
-        TEST(only_one_waits_for_a_pump_that_hangs), TEST(one_backend_hangs_and_the_other_serves),
+        TEST(a_lane_adopted_under_a_load),
+        TEST(damage_found_after_an_adoption),
+        TEST(closing_does_not_wait_for_ever),
+        TEST(storage_that_hangs_is_passed_by),
+        TEST(a_load_is_given_up_when_its_batch_says),
+        TEST(only_one_waits_for_a_pump_that_hangs),
+        TEST(one_backend_hangs_and_the_other_serves),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
