@@ -10,7 +10,7 @@ MESON := $(VENV)/bin/meson
 TESTS := $(MESON) test --print-errorlogs --no-rebuild --timeout-multiplier 5
 
 .DEFAULT_GOAL := build
-.PHONY: build demo test check test-c test-python test-contract test-e2e test-nfs asan tsan fuzz model stress soak coverage bench docs fmt wheel clean help
+.PHONY: build demo test check test-c test-python test-contract test-e2e test-vllm test-nfs asan tsan fuzz model stress soak coverage bench docs fmt wheel clean help
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -73,6 +73,8 @@ test-contract: $(VENV)/.package ## the connector against the interfaces of vLLM 
 	$(VENV)/bin/pytest -q tests/versions
 test-e2e: $(VENV)/.engine $(VENV)/.package ## a real vLLM: restart, damage, kills, preemption
 	$(VENV)/bin/pytest -q tests/e2e
+test-vllm: $(VENV)/.engine $(VENV)/.package ## the same and the matrix: models, modes, eager and compiled; ends with a table
+	$(VENV)/bin/pytest -q tests/e2e tests/e2e/matrix.py
 
 test-nfs: build ## a kernel NFS server and two clients of it, v3 and v4.2, in User-mode Linux: 10 minutes, root
 	tools/setup-apt user-mode-linux kmod e2fsprogs iproute2 nfs-kernel-server nfs-common rpcbind

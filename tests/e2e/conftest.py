@@ -14,8 +14,38 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "tools" / "demo"), str(Path(__file__).parent)]
 
-from support import Deployment  # noqa: E402
+from support import Deployment, Row, Table  # noqa: E402
 from zygote import Life, Zygote  # noqa: E402
+
+
+TABLE = Table()
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "row(name): how this test ended is a row of the table")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    report = yield
+    marker = item.get_closest_marker("row")
+    if marker and (report.when == "call" or not report.passed):
+        mode = getattr(getattr(item, "callspec", None), "id", "")
+        TABLE.note(f"{marker.args[0]} {mode}", "all", "ok" if report.passed else report.outcome.upper())
+    return report
+
+
+def pytest_terminal_summary(terminalreporter):
+    if TABLE.rows:
+        terminalreporter.section("token-identical, and every block that should hit hits")
+        for line in TABLE.lines():
+            terminalreporter.line(line)
+
+
+@pytest.fixture
+def row(reference):
+    """row(name, model_name) -> Row"""
+    return lambda name, model_name="llama-tiny": Row(TABLE, name, reference, model_name)
 
 
 @pytest.fixture(scope="session")
@@ -35,6 +65,14 @@ def model(work, zygote):
     """model(name, seed): the directory of a small model."""
     def make(name: str = "llama-tiny", seed: int = 7) -> Path:
         return zygote.run(work / "models.log", "Maker", "make", name, ROOT / ".cache" / "models", seed)
+    return functools.cache(make)
+
+
+@pytest.fixture(scope="session")
+def adapter(work, zygote, model):
+    """adapter(name): the directory of a LoRA adapter for llama-tiny."""
+    def make(name: str) -> Path:
+        return zygote.run(work / "models.log", "Maker", "make_lora", model(), work / name, ord(name))
     return functools.cache(make)
 
 

@@ -14,6 +14,7 @@ from zygote import Life, Zygote
 HIT_LINE = re.compile(r"total_blocks_num: (\d+), hit hbm: (\d+), hit external: (\d+)")
 BLOCK, ENGINE = 128, 32  # tokens in a block of the store; in an engine block, where not 128
 RATIO = BLOCK // ENGINE
+MODES = {"layerwise": {"use_layerwise": True}, "async": {"use_layerwise": False}}
 
 
 def geometry(layers: int = 1) -> Any:
@@ -22,6 +23,51 @@ def geometry(layers: int = 1) -> Any:
 
     return Geometry(engine_tokens=ENGINE, ratio=RATIO, layers=tuple(map(str, range(layers))), page_order="HNC",
                     shard_size=4096, block_size=4096 * layers, namespace="here", hash_seed="0")
+
+
+class Table:
+    """What was shown, as printed after all tests: a row each, a column for each thing that was tried."""
+
+    def __init__(self) -> None:
+        self.rows: dict[str, dict[str, str]] = {}
+
+    def note(self, row: str, column: str, said: str) -> None:
+        self.rows.setdefault(row, {})[column] = said
+
+    def lines(self) -> list[str]:
+        columns = list(dict.fromkeys(c for cells in self.rows.values() for c in cells))
+        width = max(map(len, self.rows), default=0)
+        widths = [max(len(c), *(len(cells.get(c, "")) for cells in self.rows.values())) for c in columns]
+        grid = [("", dict(zip(columns, columns))), *self.rows.items()]
+        return [f"{name:<{width}}  " + "  ".join(f"{cells.get(c, ''):<{w}}" for c, w in zip(columns, widths))
+                for name, cells in grid]
+
+
+class Row:
+    """One row of the table: what an engine was asked, and whether all was as it must be."""
+
+    def __init__(self, table: Table, name: str, reference: Any, model: str):
+        self._table, self._name, self._reference, self._model = table, name, reference, model
+
+    def reference(self, prompts: list[list[int]]) -> list[list[int]]:
+        return self._reference(prompts, self._model)
+
+    def note(self, column: str, good: bool, otherwise: str = "NO") -> None:
+        self._table.note(self._name, column, "ok" if good else otherwise)
+        assert good, f"{self._name}, {column}: {otherwise}"
+
+    def ask(self, column: str, life: Life, prompts: list[list[int]], blocks: list[int], source: str = "") -> None:
+        """One after the other: each answer is what an engine without ucm gives, and so many blocks of each
+        are hits, all of them from `source` ("host", "disk")."""
+        seen, key = len(hits(life)), f"vllm:prompt_tokens_cached_by_source:{source}"
+        before = life.call("metrics").get(key, 0)
+        answers = [life.call("ask", [p])[0]["tokens"] for p in prompts]
+        found = [external for _, _, external in hits(life)[seen:]]
+        loaded = life.call("metrics").get(key, 0) - before
+        expected = sum(min(n * BLOCK, len(p) - 1) for n, p in zip(blocks, prompts))
+        self.note(column, answers == self.reference(prompts), "WRONG TOKENS")
+        self.note(column, found == blocks, f"{sum(found)} of {sum(blocks)} blocks")
+        self.note(column, not source or loaded == expected, f"{loaded:.0f} of {expected} tokens from {source}")
 
 
 class Deployment:

@@ -10,13 +10,12 @@ from pathlib import Path
 
 import pytest
 from models import prompt
-from support import BLOCK, hits, tokens
+from support import BLOCK, MODES, hits, tokens
 
 # A plain one; a whole number of blocks; two that share 512 tokens; less than a block.
 PROMPTS = [prompt(2000, 1), prompt(5 * BLOCK, 2), prompt(512, 3) + prompt(500, 4), prompt(512, 3) + prompt(300, 5),
            prompt(100, 6)]
 FULL = [len(p) // BLOCK for p in PROMPTS]
-SYNC, ASYNC = {"use_layerwise": True}, {"use_layerwise": False}
 
 
 def loaded_tokens(life) -> int:
@@ -37,9 +36,9 @@ def restart_test(deployment, reference, prompts=PROMPTS, **options):
 
 
 @pytest.mark.parametrize("pipeline", ["Cache|Posix", "Posix"])
-@pytest.mark.parametrize("mode", [SYNC, ASYNC], ids=["sync", "async"])
+@pytest.mark.parametrize("mode", MODES)
 def test_restart(deploy, reference, pipeline, mode):
-    restart_test(deploy({"store_pipeline": pipeline}, **mode), reference)
+    restart_test(deploy({"store_pipeline": pipeline}, **MODES[mode]), reference)
 
 
 def test_prompts_sharing_a_prefix_share_blocks(deploy, reference):
@@ -54,15 +53,17 @@ def test_prompts_sharing_a_prefix_share_blocks(deploy, reference):
 def test_many_at_once(deploy, reference):
     prompts = [prompt(300 + 70 * i, 20 + i) for i in range(8)]
     expected = reference(prompts)
-    d = deploy(**ASYNC)
+    d = deploy(**MODES["async"])
     for _ in range(2):
         with d.life() as life:
             assert tokens(life.call("ask", prompts)) == expected
     assert sorted(hits(life)) == [(len(p) // BLOCK, 0, len(p) // BLOCK) for p in prompts]
 
 
-def test_chunked_prefill(deploy, reference):
-    restart_test(deploy(), reference, max_num_batched_tokens=512, max_num_seqs=8)
+@pytest.mark.row("chunked prefill")
+@pytest.mark.parametrize("mode", MODES)
+def test_chunked_prefill(deploy, reference, mode):
+    restart_test(deploy(**MODES[mode]), reference, PROMPTS[:3], max_num_batched_tokens=512, max_num_seqs=8)
 
 
 def test_small_engine_blocks(deploy, reference):
@@ -95,13 +96,14 @@ def test_generated_tokens_are_kept(deploy, reference):
         assert hits(life)[1] == (350 // BLOCK, 0, 299 // BLOCK)
 
 
-@pytest.mark.parametrize("mode", [SYNC, ASYNC], ids=["sync", "async"])
+@pytest.mark.row("preemption")
+@pytest.mark.parametrize("mode", MODES)
 def test_preemption(deploy, reference, mode):
     """More work than the engine's memory holds: requests are thrown out, come back, and load what they
     had saved."""
     prompts = [prompt(600, 30 + i) for i in range(6)]
     expected = reference(prompts, tokens=100)
-    d = deploy(chunk_tokens=BLOCK, **mode)
+    d = deploy(chunk_tokens=BLOCK, **MODES[mode])
     with d.life(block_size=32, num_gpu_blocks_override=100, max_model_len=2048) as life:
         assert tokens(life.call("ask", prompts, 100)) == expected
         assert life.call("metrics")["vllm:num_preemptions"] > 0
@@ -109,7 +111,8 @@ def test_preemption(deploy, reference, mode):
         assert sum(external for _, _, external in hits(life)) > 0
 
 
-@pytest.mark.parametrize("mode", [SYNC, ASYNC], ids=["sync", "async"])
+@pytest.mark.row("beside vLLM's own prefix cache")
+@pytest.mark.parametrize("mode", MODES)
 def test_beside_the_engines_own_cache(deploy, reference, mode):
     """Hits of vLLM's prefix cache that end inside one of our blocks: the rest of it is loaded, and the part
     that other requests use is left alone."""
@@ -117,7 +120,7 @@ def test_beside_the_engines_own_cache(deploy, reference, mode):
     long = shared + prompt(2 * BLOCK + 10, 10)
     short = shared[:BLOCK + 3 * 32 + 5] + prompt(20, 11)
     options = {"block_size": 32, "enable_prefix_caching": True}
-    d = deploy(chunk_tokens=BLOCK, **mode)
+    d = deploy(chunk_tokens=BLOCK, **MODES[mode])
     with d.life(**options) as life:
         assert tokens(life.call("ask", [long])) == reference([long])
     with d.life(**options) as life:
@@ -238,12 +241,13 @@ def flip_bytes(d, every: int) -> None:
                 f.write(bytes(b ^ 0xFF for b in old))
 
 
-@pytest.mark.parametrize("pipeline, mode", [("Cache|Posix", SYNC), ("Cache|Posix", ASYNC), ("Posix", SYNC)],
-                         ids=["Cache|Posix-sync", "Cache|Posix-async", "Posix-sync"])
+@pytest.mark.row("damaged blocks, policy recompute")
+@pytest.mark.parametrize("pipeline, mode", [
+    ("Cache|Posix", "layerwise"), ("Cache|Posix", "async"), ("Posix", "layerwise")])
 def test_damaged_blocks_are_computed_again(deploy, reference, pipeline, mode):
     prompts = PROMPTS[:2]
     expected = reference(prompts)
-    d = deploy({"store_pipeline": pipeline}, **mode)
+    d = deploy({"store_pipeline": pipeline}, **MODES[mode])
     with d.life() as life:
         assert tokens([life.call("ask", [p])[0] for p in prompts]) == expected
     flip_bytes(d, every=4 << 20)
@@ -256,14 +260,15 @@ def test_damaged_blocks_are_computed_again(deploy, reference, pipeline, mode):
         assert "could not be loaded" not in life.log.read_text()
 
 
-@pytest.mark.parametrize("mode", [SYNC, ASYNC], ids=["sync", "async"])
+@pytest.mark.row("damaged blocks beside other requests")
+@pytest.mark.parametrize("mode", MODES)
 def test_damage_beside_other_requests(deploy, reference, mode):
     """Loads fail while other requests are computed in the same steps."""
     prompts = [prompt(700, 40 + i) for i in range(4)]
     fresh = [prompt(700, 50 + i) for i in range(4)]
     both = [p for pair in zip(prompts, fresh) for p in pair]
     expected = reference(both)
-    d = deploy(**mode)
+    d = deploy(**MODES[mode])
     with d.life() as life:
         life.call("ask", prompts)
     flip_bytes(d, every=1 << 20)
@@ -276,10 +281,11 @@ def test_damage_beside_other_requests(deploy, reference, mode):
         assert [external for _, _, external in hits(life)] == [5] * len(both)
 
 
-@pytest.mark.parametrize("mode", [SYNC, ASYNC], ids=["sync", "async"])
+@pytest.mark.row("policy fail")
+@pytest.mark.parametrize("mode", MODES)
 def test_policy_fail(deploy, reference, mode):
     p = PROMPTS[0]
-    d = deploy(**mode)
+    d = deploy(**MODES[mode])
     with d.life() as life:
         life.call("ask", [p])
     flip_bytes(d, every=1 << 20)

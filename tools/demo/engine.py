@@ -29,8 +29,10 @@ SETTINGS = {
     "TOKENIZERS_PARALLELISM": "false",
 }
 ARCHITECTURES = {"LlamaForCausalLM": "llama", "DeepseekV2ForCausalLM": "deepseek_v2",
-                 "Gemma2ForCausalLM": "gemma2"}
+                 "Gemma2ForCausalLM": "gemma2", "Qwen2ForCausalLM": "qwen2", "Qwen3ForCausalLM": "qwen3"}
 
+UCM = {"kv_connector": "UCMConnector", "kv_connector_module_path": "ucm.integration.vllm.ucm_connector"}
+MULTI = {"kv_connector": "MultiConnector"}  # of several, given as "connectors"
 
 MODULES = [  # what every engine imports sooner or later
     "vllm.distributed.kv_transfer.kv_connector.factory", "vllm.entrypoints.llm",
@@ -65,19 +67,23 @@ class Engine:
 
         if ucm is not None:
             options["kv_transfer_config"] = KVTransferConfig(
-                kv_connector="UCMConnector", kv_role=role, kv_load_failure_policy=policy,
-                kv_connector_module_path="ucm.integration.vllm.ucm_connector",
+                **(MULTI if "connectors" in ucm else UCM), kv_role=role, kv_load_failure_policy=policy,
                 kv_connector_extra_config=ucm)
         self.llm = LLM(str(model), **{
             "dtype": "float32", "max_model_len": 16384, "enforce_eager": True, "skip_tokenizer_init": True,
             "enable_prefix_caching": False, "disable_log_stats": False, **options})
 
-    def ask(self, prompts: list[list[int]], tokens: int = 8) -> list[dict[str, Any]]:
-        """Greedy answers; all prompts at once."""
+    def ask(self, prompts: list[list[int]], tokens: int = 8, salt: str | None = None,
+            lora: Path | None = None) -> list[dict[str, Any]]:
+        """Greedy answers; all prompts at once, each under the cache salt, by the adapter in that directory."""
         from vllm import SamplingParams
+        from vllm.lora.request import LoRARequest
 
         sampling = SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True, detokenize=False)
-        answers = self.llm.generate([{"prompt_token_ids": p} for p in prompts], sampling, use_tqdm=False)
+        extra = {} if salt is None else {"cache_salt": salt}
+        adapter = None if lora is None else LoRARequest(lora.name, 1 + sum(lora.name.encode()), str(lora))
+        answers = self.llm.generate([{"prompt_token_ids": p, **extra} for p in prompts], sampling, use_tqdm=False,
+                                    lora_request=adapter)
         return [{"tokens": list(a.outputs[0].token_ids), "finish": a.outputs[0].finish_reason,
                  "ttft_s": a.metrics.first_token_latency, "cached": a.num_cached_tokens} for a in answers]
 
@@ -108,6 +114,11 @@ class Maker:
         import models
 
         return models.make(name, directory, seed)
+
+    def make_lora(self, model: Path, target: Path, seed: int) -> Path:
+        import models
+
+        return models.make_lora(model, target, seed)
 
     def close(self) -> None:
         pass

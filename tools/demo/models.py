@@ -17,6 +17,8 @@ MODELS = {
                                   "num_attention_heads": 12, "num_key_value_heads": 4, "head_dim": 64}),
     "llama-tiny": ("LlamaConfig", {**TINY, "num_attention_heads": 8, "num_key_value_heads": 4,
                                    "head_dim": 32}),
+    "qwen2-tiny": ("Qwen2Config", {**TINY, "num_attention_heads": 8, "num_key_value_heads": 4}),
+    "qwen3-tiny": ("Qwen3Config", {**TINY, "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 32}),
     # multi-head latent attention
     "mla-tiny": ("DeepseekV2Config", {
         **TINY, "moe_intermediate_size": 128, "num_attention_heads": 16, "num_key_value_heads": 16,
@@ -54,6 +56,29 @@ def make(name: str, directory: Path, seed: int = 7) -> Path:
     model.to(torch.bfloat16).save_pretrained(target, safe_serialization=True)
     (target / "generation_config.json").write_text(json.dumps({"eos_token_id": 1}))
     (target / "complete").touch()
+    return target
+
+
+def make_lora(model: Path, target: Path, seed: int) -> Path:
+    """Writes an adapter of rank 8 for a model made here; returns its directory."""
+    import torch
+    from safetensors.torch import save_file
+
+    config = json.loads((model / "config.json").read_text())
+    width, head = config["hidden_size"], config["head_dim"]
+    heads = {"q_proj": config["num_attention_heads"], "v_proj": config["num_key_value_heads"]}
+    generator = torch.Generator().manual_seed(seed)
+    tensors = {}
+    for layer in range(config["num_hidden_layers"]):
+        for name, count in heads.items():
+            for part, shape in (("A", (8, width)), ("B", (count * head, 8))):
+                tensors[f"base_model.model.model.layers.{layer}.self_attn.{name}.lora_{part}.weight"] = (
+                    torch.empty(shape).normal_(0, 0.2, generator=generator))
+    target.mkdir()
+    save_file(tensors, target / "adapter_model.safetensors")
+    (target / "adapter_config.json").write_text(json.dumps({
+        "peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 8, "lora_alpha": 8, "target_modules": list(heads),
+        "bias": "none", "base_model_name_or_path": ""}))
     return target
 
 

@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What `make test-vllm` runs beside the other tests: every way in which an engine gets its blocks, for each kind
+of model, in both modes, computed eagerly and compiled.  Ends with a table.  To add a kind of model or engine,
+add a line to MODELS or FORMS; to add a case of its own, a test with @pytest.mark.row (or the fixture `row`).
+"""
+
+from __future__ import annotations
+
+import pytest
+from engine import UCM
+from models import prompt
+from support import BLOCK, MODES, hits, tokens
+
+MODELS = ["llama-tiny", "qwen2-tiny", "qwen3-tiny", "mla-tiny", "gemma2-tiny"]
+FORMS: dict[str, dict] = {  # options of vLLM, and its environment
+    "eager": {},
+    "compiled": {"enforce_eager": False, "environment": {"VLLM_CPU_CI_ENV": "1"}},  # piecewise, but no C++ compiler
+}
+PROMPTS = [prompt(700, 1), prompt(3 * BLOCK, 2)]
+FULL = [len(p) // BLOCK for p in PROMPTS]
+PARTIAL = [PROMPTS[0][:300] + prompt(200, 3)]  # shares two blocks
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("kind", MODELS)
+def test_matrix(deploy, row, kind, mode, form):
+    d, r = deploy(model_name=kind, **MODES[mode]), row(f"{kind} {mode} {form}", kind)
+    with d.life(**FORMS[form]) as life:
+        r.ask("cold", life, PROMPTS, [0, 0])
+    with d.life(**FORMS[form]) as life:
+        r.ask("restart", life, PROMPTS, FULL, "disk")
+        r.ask("partial", life, PARTIAL, [2], "host")
+        r.ask("DRAM", life, PROMPTS, FULL, "host")
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_cache_salt(deploy, row, mode):
+    """Who gives another salt finds nothing; who gives the same finds all."""
+    d, r = deploy(**MODES[mode]), row(f"cache_salt {mode}")
+    expected = r.reference(PROMPTS[:1])
+    with d.life() as life:
+        assert tokens(life.call("ask", PROMPTS[:1], 8, "one")) == expected
+    with d.life() as life:
+        for column, salt, blocks in (("other", "two", 0), ("none", None, 0), ("same", "one", FULL[0])):
+            assert tokens(life.call("ask", PROMPTS[:1], 8, salt)) == expected
+            r.note(column, hits(life)[-1][2] == blocks)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_lora(deploy, row, zygote, model, adapter, mode, work):
+    """Blocks of one adapter are no other's, and not the model's own."""
+    d, r, p, options = deploy(**MODES[mode]), row(f"LoRA {mode}"), PROMPTS[:1], {"enable_lora": True, "max_lora_rank": 8}
+    with zygote.life(work / f"lora-{mode}.log", "Engine", model("llama-tiny"), **options) as plain:
+        expected = {lora: tokens(plain.call("ask", p, 8, None, lora)) for lora in (adapter("a"), adapter("b"), None)}
+    assert len({str(e) for e in expected.values()}) == 3
+    with d.life(**options) as life:
+        assert tokens(life.call("ask", p, 8, None, adapter("a"))) == expected[adapter("a")]
+    with d.life(**options) as life:
+        for column, lora, blocks in (("other", adapter("b"), 0), ("none", None, 0), ("same", adapter("a"), FULL[0])):
+            same = tokens(life.call("ask", p, 8, None, lora)) == expected[lora]
+            r.note(column, same and hits(life)[-1][2] == blocks)
+
+
+def test_loads_of_both_kinds_in_one_batch(deploy, row, tmp_path):
+    """Two stores beside each other in one engine: hits of the first stream into the step, those of the second
+    are loaded aside, and some prompts are computed, all in the same steps."""
+    first, second = deploy(**MODES["layerwise"]), deploy(**MODES["async"], model_id=f"second {tmp_path}")
+    r = row("MultiConnector, layerwise beside async")
+    prompts = [prompt(600, 80 + i) for i in range(9)]
+    expected = r.reference(prompts)
+    for d, some in ((first, prompts[:3]), (second, prompts[3:6])):
+        with d.life() as life:
+            life.call("ask", some)
+    first.config = {"connectors": [{**UCM, "kv_role": role, "kv_connector_extra_config": config}
+                                   for role, config in (("kv_both", first.config), ("kv_consumer", second.config))]}
+    with first.life() as life:
+        mixed = [p for three in zip(prompts[:3], prompts[3:6], prompts[6:]) for p in three]
+        answers = dict(zip(map(str, mixed), tokens(life.call("ask", mixed))))
+        loaded = life.call("metrics")["vllm:external_prefix_cache_hits"]
+        r.note("all", [answers[str(p)] for p in prompts] == expected and loaded == 6 * (600 // BLOCK) * BLOCK)
