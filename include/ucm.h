@@ -206,6 +206,8 @@ UCM_API int ucm_task_wait(ucm_task *task, enum ucm_stage stage, int timeout_ms);
 UCM_API int ucm_task_wait_shard(ucm_task *task, unsigned shard, int timeout_ms);
 /* 1 when the stage is reached by all blocks, failed ones included; else 0. */
 UCM_API int ucm_task_done(const ucm_task *task, enum ucm_stage stage);
+/* How many nanoseconds after it was begun the stage was reached by all blocks; else -EINPROGRESS. */
+UCM_API int64_t ucm_task_ns(const ucm_task *task, enum ucm_stage stage);
 /* Of entry i of the batch: 0, its error, or -EINPROGRESS.  -ENOENT and -EBADMSG are misses. */
 UCM_API int ucm_task_status(const ucm_task *task, size_t i);
 /* Calls fn once when the stage is reached, from another thread, or at once if it is already.  fn must

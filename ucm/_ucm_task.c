@@ -368,16 +368,36 @@ static PyObject *task_wait_shard(PyObject *self, PyObject *args, PyObject *kwarg
     return wait_all((Task *)self, UCM_RELEASED, shard, timeout_ms);
 }
 
-static PyObject *task_done(PyObject *self, PyObject *args, PyObject *kwargs)
+/* The one argument of done and elapsed: 0, or -1 with an exception. */
+static int read_stage(Task *t, PyObject *args, PyObject *kwargs, enum ucm_stage *stage_p)
 {
     static char *names[] = {"stage", NULL};
-    Task *t = (Task *)self;
     const char *text = "released";
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|s", names, &text) ||
+        parse_stage(text, stage_p) || !task_usable(t))
+        return -1;
+    return 0;
+}
+
+static PyObject *task_done(PyObject *self, PyObject *args, PyObject *kwargs)
+{
+    Task *t = (Task *)self;
     enum ucm_stage stage;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|s:done", names, &text) ||
-        parse_stage(text, &stage) || !task_usable(t))
+    if (read_stage(t, args, kwargs, &stage))
         return NULL;
     return PyBool_FromLong(ucm_task_done(t->task, stage));
+}
+
+static PyObject *task_elapsed(PyObject *self, PyObject *args, PyObject *kwargs)
+{
+    Task *t = (Task *)self;
+    enum ucm_stage stage;
+    if (read_stage(t, args, kwargs, &stage))
+        return NULL;
+    int64_t ns = ucm_task_ns(t->task, stage);
+    if (ns < 0)
+        Py_RETURN_NONE;
+    return PyFloat_FromDouble((double)ns / 1e9);
 }
 
 static PyObject *task_status(PyObject *self, PyObject *arg)
@@ -445,6 +465,8 @@ static PyMethodDef task_methods[] = {
      "wait_shard(shard, timeout_ms=-1): until this shard of all blocks of a load is there"},
     {"done", KEYWORDS(task_done),
      "done(stage='released') -> bool: reached by all, failed ones included"},
+    {"elapsed", KEYWORDS(task_elapsed),
+     "elapsed(stage='released') -> seconds from the start until it was reached, or None"},
     {"status", task_status, METH_O, "status(i) -> int: 0, a negative errno, or -EINPROGRESS"},
     {"failed", task_failed, METH_NOARGS,
      "failed() -> list of the entries that ended with an error"},

@@ -25,6 +25,7 @@ struct stage {
     _Atomic uint32_t left; /* slices that have not reached it */
     _Atomic int err;
     _Atomic bool reached; /* set with the lock held */
+    uint64_t at_ns;       /* when; written before `reached` is set */
     ucm_done_fn *fn;
     void *arg;
 };
@@ -35,6 +36,7 @@ struct ucm_task {
     _Atomic int refs;
     size_t n;                           /* entries */
     unsigned shard, nshards, per_group; /* of a batch; per_group 0: explicit addresses */
+    uint64_t begun_ns;
     struct stage stage[2];
     enum ucm_stage last; /* a load is over when RELEASED, a dump when STORED */
     struct entry *entries;
@@ -73,6 +75,7 @@ static void account(ucm_task *t, const struct ucm_slice *s, int err)
 static void reach(ucm_task *t, struct stage *st)
 {
     pthread_mutex_lock(&t->lock);
+    st->at_ns = ucmi_now_ns();
     atomic_store(&st->reached, true);
     ucm_done_fn *fn = st->fn;
     void *arg = st->arg;
@@ -131,6 +134,7 @@ static ucm_task *task_new(ucm_store *s, bool dump, size_t n, size_t ngroups, siz
     t->shard_size = s->geo.shard_size;
     t->n = n;
     t->last = dump ? UCM_STORED : UCM_RELEASED;
+    t->begun_ns = ucmi_now_ns();
     atomic_init(&t->refs, 2);
     for (size_t i = 0; i < n; i++)
         atomic_init(&t->entries[i].left, (uint32_t)ngroups);
@@ -150,6 +154,7 @@ static int submit(ucm_store *s, ucm_task *t, ucm_task **task_p)
 
     if (!slices) { /* nothing to do is done at once */
         t->stage[0].reached = t->stage[1].reached = true;
+        t->stage[0].at_ns = t->stage[1].at_ns = t->begun_ns;
         unref(t);
         *task_p = t;
         return 0;
@@ -317,6 +322,13 @@ int ucm_task_wait_shard(ucm_task *t, unsigned shard, int timeout_ms)
 int ucm_task_done(const ucm_task *t, enum ucm_stage stage)
 {
     return t && (unsigned)stage <= UCM_STORED && atomic_load(&stage_of(t, stage)->reached);
+}
+
+int64_t ucm_task_ns(const ucm_task *t, enum ucm_stage stage)
+{
+    if (!ucm_task_done(t, stage))
+        return -EINPROGRESS;
+    return (int64_t)(stage_of(t, stage)->at_ns - t->begun_ns);
 }
 
 int ucm_task_status(const ucm_task *t, size_t i)

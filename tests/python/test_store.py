@@ -2,6 +2,7 @@
 """Stores, maps, buffers: what goes in comes out, and what is wrong is refused by name."""
 
 import errno
+import time
 from array import array
 
 import numpy as np
@@ -18,11 +19,13 @@ def test_round_trip(open_store, engine):
     map = engine.map(store)
     store.dump(map, keys("a", "b", "c"), numbers(3, 5, 7)).wait("stored")
     engine.bytes[:] = 0
+    begin = time.monotonic()
     task = store.load(map, keys("a", "b", "c"), numbers(10, 11, 12))
     task.wait()
     assert (engine.bytes[:, 10:13] == want[:, [3, 5, 7]]).all()
     assert not engine.bytes[:, :10].any() and not engine.bytes[:, 13:].any()
     assert (len(task), task.failed(), task.status(2), task.done("stored")) == (3, [], 0, True)
+    assert 0 < task.elapsed() <= task.elapsed("stored") <= time.monotonic() - begin
 
 
 def test_lookups_are_exact(open_store, engine):

@@ -117,6 +117,7 @@ static void test_task_arguments(void **state)
 
     assert_int_equal(ucm_task_wait(t, (enum ucm_stage)7, 0), -EINVAL);
     assert_int_equal(ucm_task_done(t, (enum ucm_stage)7), 0);
+    assert_int_equal(ucm_task_ns(t, (enum ucm_stage)7), -EINPROGRESS);
     assert_int_equal(ucm_task_notify(t, (enum ucm_stage)7, note, &o), -EINVAL);
     assert_int_equal(ucm_task_notify(t, UCM_STORED, NULL, NULL), -EINVAL);
     assert_int_equal(ucm_task_status(t, N), -EINVAL);
@@ -359,11 +360,14 @@ static void test_waits_end_in_time(void **state)
     assert_int_equal(ucm_task_wait_shard(t, 0, 5), -ETIMEDOUT);
     assert_int_equal(ucm_task_done(t, UCM_RELEASED), 0);
     assert_int_equal(ucm_task_done(t, UCM_STORED), 0);
+    assert_int_equal(ucm_task_ns(t, UCM_RELEASED), -EINPROGRESS);
     for (size_t i = 0; i < N; i++)
         assert_int_equal(ucm_task_status(t, i), -EINPROGRESS);
     assert_int_equal(o.calls, 0);
     ucmi_sim_event_fire(event);
     assert_int_equal(ucm_task_wait(t, UCM_STORED, -1), 0);
+    assert_true(ucm_task_ns(t, UCM_RELEASED) > 0);
+    assert_true(ucm_task_ns(t, UCM_STORED) >= ucm_task_ns(t, UCM_RELEASED));
     await_once(&o);
     ucm_task_free(t);
     ucmi_sim_event_free(event);
