@@ -11,11 +11,11 @@ _STORES = ("UcmPipelineStore", "UcmNfsStore")
 _CONNECTOR_KEYS = ("ucm_connector_name", "ucm_connector_module_path")
 
 
-def from_extra_config(extra):
+def from_extra_config(extra, defaults=None):
     """The Conf that kv_connector_extra_config describes.
 
     {"UCM_CONFIG_FILE": path} names a YAML file; other keys are options, or the nesting of that file in line,
-    and win over the file.  UCM_<KEY> in the environment wins over both.
+    and win over the file.  UCM_<KEY> in the environment wins over both.  defaults: where they differ from the core's.
     """
     if not extra:
         raise ValueError(
@@ -23,6 +23,7 @@ def from_extra_config(extra):
             'options themselves, at least {"storage_backends": "/path/to/a/directory"}'
         )
     conf = Conf()
+    set_all(conf, defaults or {})
     inline = dict(extra)
     path = inline.pop(FILE_KEY, None)
     if path is not None:

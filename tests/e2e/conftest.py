@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,8 @@ def work(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def zygote(work):
     # vLLM leaves sockets and the like in the temporary directory.
-    with Zygote(work / "zygote.log", {"TMPDIR": str(work)}) as z:
+    here = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    with Zygote(work / "zygote.log", {"TMPDIR": str(work), "PYTHONPATH": here.rstrip(os.pathsep)}) as z:
         yield z
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -107,3 +108,14 @@ def tokens(answers: list[dict]) -> list[list[int]]:
 def hits(life: Life) -> list[tuple[int, int, int]]:
     """Of each request so far: full blocks, hits in the engine, hits in ucm."""
     return [tuple(map(int, m)) for m in HIT_LINE.findall(life.log.read_text(errors="replace"))]
+
+
+def flip_bytes(d: Deployment, every: int) -> None:
+    """In the middle of every n-th part of the segments; blocks here are 512 KiB."""
+    for path in d.segments():
+        with open(path, "r+b") as f:
+            for offset in range(1 << 18, os.path.getsize(path), every):
+                f.seek(offset)
+                old = f.read(64)
+                f.seek(offset)
+                f.write(bytes(b ^ 0xFF for b in old))

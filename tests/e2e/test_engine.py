@@ -3,14 +3,13 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import time
 from pathlib import Path
 
 import pytest
 from models import prompt
-from support import BLOCK, MODES, hits, tokens
+from support import BLOCK, MODES, flip_bytes, hits, tokens
 
 # A plain one; a whole number of blocks; two that share 512 tokens; less than a block.
 PROMPTS = [prompt(2000, 1), prompt(5 * BLOCK, 2), prompt(512, 3) + prompt(500, 4), prompt(512, 3) + prompt(300, 5),
@@ -229,17 +228,6 @@ def test_bad_options_end_the_start(deploy, options, said):
 
 
 # ---- bad luck ----
-
-def flip_bytes(d, every: int) -> None:
-    """In the middle of every n-th part of the segments; blocks here are 512 KiB."""
-    for path in d.segments():
-        with open(path, "r+b") as f:
-            for offset in range(1 << 18, os.path.getsize(path), every):
-                f.seek(offset)
-                old = f.read(64)
-                f.seek(offset)
-                f.write(bytes(b ^ 0xFF for b in old))
-
 
 @pytest.mark.row("damaged blocks, policy recompute")
 @pytest.mark.parametrize("pipeline, mode", [

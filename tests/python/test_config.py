@@ -105,6 +105,14 @@ def test_counting_hits_takes_a_memory_of_keys_for_the_store():
     assert from_extra_config({"storage_backends": "/a"}).get("store_pipeline") == "Cache|Posix"
 
 
+def test_other_defaults_yield_to_what_is_given(tmp_path):
+    mine = {"store_pipeline": "Posix"}
+    assert from_extra_config({"storage_backends": "/a"}, mine).get("store_pipeline") == "Posix"
+    path = tmp_path / "ucm.yaml"
+    path.write_text("store_pipeline: Cache|Posix\nstorage_backends: /a\n")
+    assert from_extra_config({"UCM_CONFIG_FILE": str(path)}, mine).get("store_pipeline") == "Cache|Posix"
+
+
 @pytest.mark.parametrize("key, value", [
     ("use_gdr", True), ("metrics_config_path", "/metrics.yaml"),
 ])  # fmt: skip

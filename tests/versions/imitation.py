@@ -19,7 +19,8 @@ from source import Source
 V1 = "vllm.distributed.kv_transfer.kv_connector.v1"
 REAL = {f"{V1}.base", f"{V1}.metrics", "vllm.v1.outputs", "vllm.v1.kv_cache_interface", "vllm.v1.kv_cache_layout",
         "vllm.v1.kv_cache_spec_registry", "vllm.v1.core.sched.output", "vllm.v1.metrics.cache_hit_source",
-        "vllm.utils.math_utils"}
+        "vllm.utils.math_utils", "vllm.v1.kv_offload.base", "vllm.v1.kv_offload.config",
+        "vllm.v1.kv_offload.file_mapper", "vllm.v1.kv_offload.tiering.base"}
 OTHERS = ("torch", "prometheus_client", "typing_extensions")  # never the real ones
 # What is used of modules that are not real, where anything will not do.
 GIVEN = {"typing_extensions": {"override": lambda method: method},

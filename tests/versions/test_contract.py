@@ -3,13 +3,12 @@
 
 from __future__ import annotations
 
-import inspect
 from pathlib import Path
 from typing import Any
 
 import play
 import pytest
-from calls import find
+from calls import find, signatures
 from source import VERSIONS, Source
 
 every_version = pytest.mark.parametrize("version", VERSIONS)
@@ -21,18 +20,8 @@ def interface() -> dict[str, Any]:
     from ucm.integration.vllm.ucm_connector import UCMConnector
     from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorBase_V1
 
-    def public(cls: type) -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        for name in dir(cls):
-            what = inspect.getattr_static(cls, name)
-            if not name.startswith("_"):
-                function = getattr(what, "__func__", what)
-                found[name] = (inspect.signature(function), not isinstance(what, staticmethod)) \
-                    if inspect.isfunction(function) else None
-        return found
-
-    base = public(KVConnectorBase_V1)
-    return {"missing": sorted(UCMConnector.__abstractmethods__), "base": base, "ours": public(UCMConnector),
+    base = signatures(KVConnectorBase_V1)
+    return {"missing": sorted(UCMConnector.__abstractmethods__), "base": base, "ours": signatures(UCMConnector),
             "overridden": {n for n in vars(UCMConnector) if not n.startswith("_")},
             "abstract": set(KVConnectorBase_V1.__abstractmethods__)}
 

@@ -7,5 +7,6 @@
 ``geometry``       what both must agree on: sizes, the namespace, what is not supported
 ``lite``           the scheduler's side when hits are only counted
 ``messages``       what one side sends the other
+``tier``           ucm below vLLM's own CPU tier, for OffloadingConnector instead of UCMConnector
 ``compat``         what differs between the versions of vLLM
 """

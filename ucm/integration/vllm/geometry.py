@@ -70,7 +70,7 @@ def derive(vllm_config: VllmConfig, kv_cache_config: KVCacheConfig, chunk_tokens
         "kv_heads": spec.num_kv_heads,
         "head_size": spec.head_size,
         "layer_bytes": spec.real_page_size_bytes,
-        "layout": f"{page_order} {_packing(vllm_config)}",
+        "layout": f"{page_order} {packing()}",
         "tp": parallel.tensor_parallel_size,
         "pp": parallel.pipeline_parallel_size,
         "hash": f"{algorithm} {seed}",
@@ -150,7 +150,7 @@ def _ratio(engine_tokens: int, chunk_tokens: int) -> int:
     return chunk_tokens // engine_tokens
 
 
-def _packing(vllm_config: VllmConfig) -> str:
+def packing() -> str:
     """vLLM's CPU attention packs keys and values to suit the processor."""
     amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
     capability = torch.backends.cpu.get_cpu_capability()
@@ -165,13 +165,13 @@ def _model_identity(model: ModelConfig) -> dict[str, str]:
     config = {k: v for k, v in config.items() if not k.startswith("_") and k != "transformers_version"}
     identity = {"config": _digest(config), "revision": str(commit or model.revision)}
     if os.path.isdir(model.model):
-        identity["weights"] = _sample_weights(Path(model.model))
+        identity["weights"] = sample_weights(Path(model.model))
     else:
         identity["name"] = str(model.model)
     return identity
 
 
-def _sample_weights(directory: Path) -> str:
+def sample_weights(directory: Path) -> str:
     digest = hashlib.sha256()
     files = sorted(f for f in directory.iterdir()
                    if f.suffix in (".safetensors", ".bin", ".pt", ".gguf") and f.is_file())
