@@ -38,6 +38,9 @@ static const struct ucm_option connector_options[] = {
      "requests with fewer tokens are neither loaded nor stored"},
     {"load_tokens_threshold", UCM_T_INT, 0, "0", "0", NULL,
      "hits of fewer tokens are computed instead of loaded"},
+    {"load_timeout_ms", UCM_T_INT, 0, "0", "0", "3600000",
+     "a load that takes longer is given up, and its tokens are computed; 0: twice as long as "
+     "computing them takes, by what this engine has computed so far, and 2 s at least"},
     {"metrics_config_path", UCM_T_STR, 0, "", NULL, NULL,
      "YAML file that names the metrics to show to Prometheus; empty: none",
      "Prometheus sees only what vLLM counts itself (vllm:external_prefix_cache_*); remove it"},

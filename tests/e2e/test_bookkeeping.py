@@ -16,6 +16,7 @@ class Request:
     def __init__(self, name: str, tokens: int):
         self.request_id = name
         self.num_tokens = self.num_prompt_tokens = tokens
+        self.num_output_tokens = 0
         self.block_hashes: list[bytes] = []
         self.extend(0)
 
@@ -177,6 +178,63 @@ def test_generated_tokens_are_saved_when_their_block_is_full():
     assert saved(s.step(new=[(r, 0, BLOCK - 1)])) == {}
     r.extend(1)
     assert saved(s.step(running=[(r, BLOCK - 1, 1)])) == {"a": range(0, 1)}
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    now = [1000.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+
+    def passes(seconds):
+        now[0] += seconds
+    return passes
+
+
+def prefill(s: Scheduler, name: str, tokens: int, seconds: float, clock) -> None:
+    """A prompt of 1000 tokens that is computed in steps of 500."""
+    r = Request(name, tokens)
+    s.admit(r)
+    s.step(new=[(r, 0, tokens // 2)])
+    clock(seconds / 2)
+    s.step(running=[(r, tokens // 2, tokens - tokens // 2)])
+    clock(seconds / 2)
+    r.num_output_tokens = 1
+    s.side.finished(r)
+
+
+def test_a_load_may_take_twice_as_long_as_computing(clock):
+    s = Scheduler()
+    assert s.step().patience_ms == 0  # not known yet
+    prefill(s, "a", 1000, 1.0, clock)
+    assert s.step().patience_ms == pytest.approx(2 * BLOCK)
+    prefill(s, "b", 1000, 10.0, clock)  # once
+    prefill(s, "c", 1000, 1.0, clock)
+    prefill(s, "short", 100, 50.0, clock)
+    assert s.step().patience_ms == pytest.approx(2 * BLOCK)
+
+
+def test_what_a_prompt_waits_for_its_load_is_no_computing(clock):
+    s, r = Scheduler(), Request("a", 1000)
+    s.store.put(r, range(2))
+    computed = s.admit(r)
+    s.step(new=[(r, computed, 1000 - computed)])
+    clock(100)
+    r.num_output_tokens = 1
+    assert s.step(running=[(r, 1000, 1)]).patience_ms == 0
+
+
+def test_while_storage_is_late_only_dram_is_loaded_from(clock, caplog):
+    for dram, found in ((True, 2 * BLOCK), (False, 0)):
+        s, r = Scheduler(dram=dram), Request("a", 1000)
+        s.store.put(r, range(2), tier=1)
+        s.store.put(r, range(2, 5), tier=2)
+        s.store.put(r, range(5, 6), tier=1)
+        s.side.heard(StepResult("here", {"z": 0}, late=True))
+        s.side.heard(StepResult("here", {"y": 0}, late=True))
+        assert s.side.match(r, 0).tokens == found
+        clock(31)
+        assert s.side.match(r, 0).tokens == 6 * BLOCK
+    assert caplog.text.count("only what is in DRAM") == 2
 
 
 def test_guessed_tokens_are_not_saved():

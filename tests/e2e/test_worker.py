@@ -9,13 +9,14 @@ import pytest
 import torch
 from support import RATIO, geometry
 from ucm.integration.vllm.messages import Step, Transfer
+from ucm.integration.vllm.pace import SHORTEST_MS
 from ucm.integration.vllm.worker import IO_BYTES, LATE_MS, WorkerSide
 
 
 class FakeTask:
-    def __init__(self, released: bool, failed=(), stuck: bool = False, slow: bool = False, shard_error=None):
+    def __init__(self, released: bool, failed=(), stuck: bool = False, slow: bool = False, shard_error=None, error=5):
         self.released, self.bad, self.stuck, self.slow = released, list(failed), stuck, slow
-        self.shard_error, self.shards = shard_error, []
+        self.shard_error, self.shards, self.error = shard_error, [], error
         self.cancelled, self.waits, self.stored = False, 0, False
         self.patience: list[int] = []  # how long each wait for STORED might have taken
 
@@ -40,6 +41,9 @@ class FakeTask:
     def failed(self):
         return self.bad
 
+    def status(self, i):
+        return -self.error if i in self.bad else 0
+
     def cancel(self):
         self.cancelled = True
 
@@ -52,6 +56,7 @@ class FakeStore:
         self.dumps: list[tuple] = []
         self.loads: list[tuple] = []
         self.groups: list[int] = []
+        self.timeouts: list[int] = []
 
     def _give(self, default):
         task = self.next.pop(0) if self.next else default
@@ -64,10 +69,11 @@ class FakeStore:
         self.dumps.append((keys, list(blocks), list(depths), task))
         return task
 
-    def load(self, where, keys, blocks, depths, group):
+    def load(self, where, keys, blocks, depths, group, timeout_ms):
         task = self._give(FakeTask(released=False))
         self.loads.append((keys, list(blocks), list(depths), task))
         self.groups.append(group)
+        self.timeouts.append(timeout_ms)
         return task
 
     def map(self, segments, blocks_per_key, nblocks):
@@ -81,18 +87,20 @@ def transfer(name: str, first: int, count: int, skip: int = 0) -> Transfer:
 
 
 class Worker:
-    def __init__(self, asynchronous=False, delivers=False, timeout_ms=10, layers=1):
+    def __init__(self, asynchronous=False, delivers=False, timeout_ms=10, layers=1, load_timeout_ms=0):
         self.store = FakeStore()
-        self.side = WorkerSide(geometry(layers), self.store, 1000, asynchronous, timeout_ms, delivers)
+        self.side = WorkerSide(geometry(layers), self.store, 1000, asynchronous, timeout_ms, delivers,
+                               load_timeout_ms)
         self.layers = [str(i) for i in range(layers)]
         self.side.register({name: torch.zeros(1000, 4096 // RATIO, dtype=torch.uint8) for name in self.layers})
         self.seq = 0
 
-    def step(self, loads=(), saves=(), acked=-1, preempted=(), held=(), idle=False, deliver=False, asked=None):
+    def step(self, loads=(), saves=(), acked=-1, preempted=(), held=(), idle=False, deliver=False, asked=None,
+             patience_ms=0):
         """One step as vLLM drives it, in which the model asks for these layers: what was reported."""
         self.seq += 1
         step = Step(self.seq, acked, list(loads), list(saves), frozenset(preempted), frozenset(held), idle,
-                    deliver)
+                    deliver, patience_ms)
         self.side.preempted(step.preempted)
         self.side.begin(step)
         self.side.load()
@@ -227,6 +235,27 @@ def test_a_step_without_a_forward_asks_for_no_layer():
     w = Worker(layers=3)
     assert w.step(loads=[transfer("a", 0, 2)], asked=[], idle=True)[2] == set()
     assert w.store.loads[0][3].released
+
+
+def test_a_load_may_take_as_long_as_is_worth_it():
+    for asynchronous in (False, True):
+        w = Worker(asynchronous)
+        w.step(loads=[transfer("a", 0, 2)])
+        w.step(loads=[transfer("a", 0, 2), transfer("b", 0, 1)], patience_ms=1000.0)
+        w.step(loads=[transfer("a", 0, 1)], patience_ms=0.1)
+        # Beside others that are under way it takes longer, by so much as these do.
+        assert w.store.timeouts == ([0, 4000, 5000, SHORTEST_MS] if asynchronous else [0, 3000, SHORTEST_MS])
+    w = Worker(load_timeout_ms=7)
+    w.step(loads=[transfer("a", 0, 2)], patience_ms=1000.0)
+    assert w.store.timeouts == [7]
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_the_scheduler_hears_of_loads_that_were_late(asynchronous):
+    w = Worker(asynchronous)
+    for error, late in ((110, True), (5, False)):
+        w.store.next = [FakeTask(released=True, failed=[0, 1], error=error)]
+        assert w.step(loads=[transfer("a", 0, 2)])[3].late == late
 
 
 def test_failed_blocks_of_each_request_from_the_first_on():

@@ -58,6 +58,7 @@ class Request:
     def __init__(self, name: str, tokens: int):
         self.request_id = name
         self.num_tokens = self.num_prompt_tokens = tokens
+        self.num_output_tokens = 0
         self.block_hashes = [hashlib.sha256(f"{name} {i}".encode()).digest() for i in range(tokens // TOKENS)]
 
 

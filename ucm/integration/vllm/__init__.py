@@ -4,6 +4,7 @@
 ``ucm_connector``  the interface vLLM calls, split by role
 ``scheduler``      which blocks of a request to load and to save: bookkeeping, no data
 ``worker``         loads and dumps against the engine's tensors
+``pace``           how long a load may take
 ``geometry``       what both must agree on: sizes, the namespace, what is not supported
 ``lite``           the scheduler's side when hits are only counted
 ``messages``       what one side sends the other

@@ -37,6 +37,7 @@ class Step(KVConnectorMetadata):
     held: frozenset[str] = frozenset()  # finished; the scheduler keeps their blocks until reported
     idle: bool = False  # nothing is computed in this step
     deliver: bool = False  # a producer's prompt ends here: its consumer must find the blocks
+    patience_ms: float = 0  # for each block that is loaded; 0: as long as the store allows
 
 
 @dataclass
@@ -46,10 +47,11 @@ class StepResult(KVConnectorWorkerMetadata):
     namespace: str  # what the worker's store was opened with
     failed: dict[str, int]  # request -> position of its first block that could not be loaded
     spoilt: int = -1  # a step that computed on blocks that had not been loaded; -1: none
+    late: bool = False  # a load was given up because it took too long
 
     def aggregate(self, other: KVConnectorWorkerMetadata) -> KVConnectorWorkerMetadata:
         assert isinstance(other, StepResult)
         failed = dict(self.failed)
         for req_id, position in other.failed.items():
             failed[req_id] = min(position, failed.get(req_id, position))
-        return StepResult(self.namespace, failed, max(self.spoilt, other.spoilt))
+        return StepResult(self.namespace, failed, max(self.spoilt, other.spoilt), self.late or other.late)

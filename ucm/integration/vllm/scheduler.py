@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ucm.integration.vllm.messages import Step, StepResult, Transfer
+from ucm.integration.vllm.pace import Pace
 
 if TYPE_CHECKING:
     from vllm.v1.core.sched.output import SchedulerOutput
@@ -85,6 +86,7 @@ class SchedulerSide:
         self._seq = 0
         self._acked = -1
         self._planned: deque[tuple[int, Tracked, int]] = deque()  # saves of recent steps: step, whose, from where
+        self._pace = Pace()
         self._store_failed = False
         self._strangers = False
 
@@ -134,6 +136,8 @@ class SchedulerSide:
             return 0
         size = self._geo.block_tokens
         hit = min(len(t.tiers), t.limit)
+        if self._pace.behind:
+            hit = min(hit, len(t.tiers) - len(t.tiers.lstrip(b"\1")) if self._policy.dram else 0)
         if self._policy.hit_ratio < 1:
             hit = min(hit, int(self._policy.hit_ratio * t.request.num_prompt_tokens) // size)
         # The last token is always computed: its output is what the engine is after.
@@ -176,11 +180,13 @@ class SchedulerSide:
 
     def step(self, out: SchedulerOutput) -> Step:
         self._seq += 1
+        self._pace.look()
         for req_id in out.preempted_req_ids or ():
             if t := self._requests.get(req_id):
                 t.dumping, t.load = False, None  # the worker waits for its saves before the blocks are overwritten
         step = Step(self._seq, self._acked, self._loads, preempted=frozenset(out.preempted_req_ids or ()),
                     held=frozenset(self._held), idle=out.total_num_scheduled_tokens == 0)
+        step.patience_ms = self._pace.ms_per_token * self._geo.block_tokens
         self._loads, self._held = [], set()
         while self._planned and self._planned[0][0] < self._seq - STEPS_IN_FLIGHT:
             self._planned.popleft()
@@ -188,6 +194,8 @@ class SchedulerSide:
         for new in out.scheduled_new_reqs:
             if t := self._requests.get(new.req_id):
                 t.blocks = list(new.block_ids[0])
+                if not step.loads:  # which would count as computing
+                    self._pace.begins(t.request, t.request.num_prompt_tokens - new.num_computed_tokens)
                 self._plan_save(step, t, new.num_computed_tokens, scheduled[new.req_id])
         cached = out.scheduled_cached_reqs
         for i, req_id in enumerate(cached.req_ids):
@@ -233,6 +241,8 @@ class SchedulerSide:
             logger.error("the scheduler and its worker use different namespaces, so nothing will ever be "
                          "found; set model_id. Scheduler: %s worker: %s", self._geo.namespace,
                          result.namespace)
+        if result.late:
+            self._pace.was_late()
         for req_id, position in result.failed.items():
             if t := self._requests.get(req_id):
                 t.limit = min(t.limit, position)
@@ -260,6 +270,7 @@ class SchedulerSide:
 
     def finished(self, request: Request) -> bool:
         """Whether its engine blocks must be kept until the worker reports it."""
+        self._pace.ends(request)
         t = self._requests.pop(request.request_id, None)
         if t is None or not t.dumping:
             return False

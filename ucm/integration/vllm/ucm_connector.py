@@ -73,7 +73,7 @@ class UCMConnector(KVConnectorBase_V1):
                 logger.info("ucm: a line for each request goes to %s", self._traces.path)
         else:
             self._worker = WorkerSide(geometry, store, kv_cache_config.num_blocks, policy.asynchronous,
-                                      timeout_ms, policy.delivers)
+                                      timeout_ms, policy.delivers, int(conf.get("load_timeout_ms")))
 
     @classmethod
     def requires_piecewise_for_cudagraph(cls, extra_config: dict[str, Any]) -> bool:

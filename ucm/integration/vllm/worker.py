@@ -14,6 +14,7 @@ the blocks.  (vLLM sends the answer with that step, whatever becomes of the requ
 
 from __future__ import annotations
 
+import errno
 import logging
 import time
 from array import array
@@ -22,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from ucm.integration.vllm import geometry as geo
 from ucm.integration.vllm.messages import Step, StepResult, Transfer
+from ucm.integration.vllm.pace import SHORTEST_MS
 from ucm.layout import from_kv_caches
 
 if TYPE_CHECKING:
@@ -36,12 +38,13 @@ LATE_MS = 100  # how long a producer's answer waits for storage that was late th
 
 class WorkerSide:
     def __init__(self, geometry: geo.Geometry, store: Any, num_blocks: int, asynchronous: bool,
-                 timeout_ms: int, delivers: bool = False):
+                 timeout_ms: int, delivers: bool = False, load_timeout_ms: int = 0):
         self._geo = geometry
         self._store = store
         self._num_blocks = num_blocks
         self._asynchronous = asynchronous
         self._timeout_ms = timeout_ms
+        self._load_timeout_ms = load_timeout_ms
         self._delivers = delivers
         self._map: Any = None
         self._shard_of: dict[str, int] = {}
@@ -58,6 +61,7 @@ class WorkerSide:
         self._bad_blocks: set[int] = set()
         self._failed: dict[str, int] = {}
         self._spoilt = -1
+        self._gave_up = False
         self._dropped = 0
         self._introduced = False
 
@@ -138,6 +142,7 @@ class WorkerSide:
                            "waited for before it begins; what it has computed so is computed again")
             failed = list(range(sum(map(len, step.loads))))
         if failed:
+            self._see_why(task, failed)
             self._spoil(step, failed)
 
     def _spoil(self, step: Step, failed: list[int]) -> None:
@@ -218,6 +223,7 @@ class WorkerSide:
                 pending.append((task, load, deadline))
                 continue
             if failed := task.failed():
+                self._see_why(task, failed)
                 self._report(load, min(failed))
             received.add(load.req_id)
         self._loading = pending
@@ -231,7 +237,8 @@ class WorkerSide:
             return None
         self._introduced = True
         failed, self._failed = self._failed, {}
-        return StepResult(self._geo.namespace, failed, self._spoilt)
+        gave_up, self._gave_up = self._gave_up, False
+        return StepResult(self._geo.namespace, failed, self._spoilt, gave_up)
 
     def close(self) -> None:
         try:
@@ -251,10 +258,21 @@ class WorkerSide:
 
     def _submit(self, loads: list[Transfer], group: int = 0) -> Any | None:
         try:
-            return self._store.load(self._map, *_join(loads), group=group)
+            return self._store.load(self._map, *_join(loads), group=group, timeout_ms=self._patience(loads))
         except OSError as e:
             logger.warning("load of %d requests not begun, taken for misses: %s", len(loads), e)
             return None
+
+    def _patience(self, loads: list[Transfer]) -> int:
+        """How long these may take, in ms, beside those under way; 0: as long as the store allows."""
+        assert self._step is not None
+        if self._load_timeout_ms or not self._step.patience_ms:
+            return self._load_timeout_ms
+        blocks = sum(map(len, loads)) + sum(len(load) for _, load, _ in self._loading)
+        return max(SHORTEST_MS, round(self._step.patience_ms * blocks))
+
+    def _see_why(self, task: Any, failed: list[int]) -> None:
+        self._gave_up |= any(task.status(i) == -errno.ETIMEDOUT for i in failed)
 
     def _settle(self, task: Any, what: str) -> None:
         """Until the engine's memory is no longer touched.  The store ends every slice by its own deadline;
