@@ -65,7 +65,7 @@ static struct ucmi_record record(const struct ucmi_journal_header *h, uint64_t i
         r.slot = (uint32_t)((i - 1) % h->slots);
         r.tick = ucmi_tick((uint64_t)time(NULL));
     }
-    ucmi_record_seal(&r);
+    ucmi_record_seal(&ucmi_plain, &r);
     return r;
 }
 

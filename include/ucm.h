@@ -81,7 +81,8 @@ extern "C" {
     X(EIO, "input/output error")                                                                  \
     X(EROFS, "the storage can only be read")                                                      \
     X(EBUSY, "in use by another process")                                                         \
-    X(ENOTDIR, "not a directory")
+    X(ENOTDIR, "not a directory")                                                                 \
+    X(ENOKEY, "sealed with a key that was not given (integrity_key_file)")
 
 typedef struct ucm_conf ucm_conf;   /* options, before a store is opened */
 typedef struct ucm_store ucm_store; /* an open stack of tiers */
@@ -250,6 +251,7 @@ struct ucm_lane_info {
     uint64_t segments, slots, blocks;
     uint64_t bytes;      /* of segments and journal on disk */
     uint64_t bad, error; /* with UCM_INSPECT_VERIFY: blocks that failed; unreadable files */
+    int locked;          /* sealed with a key that was not given: its blocks cannot be told */
 };
 struct ucm_block_info {
     ucm_key key;
@@ -260,12 +262,14 @@ struct ucm_block_info {
 };
 struct ucm_inspect {
     unsigned flags;
+    ucm_conf *conf; /* integrity_key_file in it opens what is sealed with that key; or NULL, no key */
     void *arg;
     void (*lane)(void *arg, const struct ucm_lane_info *lane);    /* after its blocks */
     void (*block)(void *arg, const struct ucm_lane_info *lane, const struct ucm_block_info *block);
 };
 #define UCM_INSPECT_VERIFY 1u /* read every block and check it */
-/* Visits all lanes of all namespaces below a backend directory.  Reads only. */
+/* Visits all lanes of all namespaces below a backend directory.  Reads only.  Where the key cannot
+ * be had, ucm_conf_error of conf says why. */
 UCM_API int ucm_inspect(const char *backend, const struct ucm_inspect *how);
 
 /* ---- changing what a storage backend holds (no store needed, engines may be running) ----
@@ -284,6 +288,7 @@ enum ucm_manage_op {
 };
 struct ucm_manage {
     enum ucm_manage_op op;
+    ucm_conf *conf; /* as in ucm_inspect; what is sealed otherwise is left alone (-ENOKEY) */
     /* which blocks: all that fit what is given */
     const char *ns;  /* digest of a namespace, or the first 8 digits at least, or its text; or NULL */
     const char *key; /* first hex digits of the key, or NULL */
@@ -378,7 +383,7 @@ UCM_API size_t ucm_slice_pieces(const struct ucm_xfer *x, const struct ucm_slice
 
 struct ucm_dev_ops;
 struct ucm_geometry { /* what all tiers of a store agree on */
-    uint8_t ns[16];      /* digest of namespace text, block_size, shard_size and ranks */
+    uint8_t ns[16];      /* digest of namespace text, block_size, shard_size, ranks and integrity key */
     const char *ns_text; /* in plain words */
     uint64_t block_size, shard_size;
     uint32_t nshards, rank, ranks;

@@ -24,13 +24,15 @@ struct bad {
 };
 struct look {
     int json, blocks, repair; /* options */
+    const char *key_file;
     uint64_t timeout_s;
+    ucm_conf *conf;
     struct report report;
     struct ucm_lane_info *lanes; /* with strings of its own */
-    size_t nlanes;
-    int failed;                 /* out of memory within a callback */
-    uint64_t seen, bad, unread; /* blocks; unread: of the bad ones */
-    struct bad *v;              /* with repair */
+    size_t nlanes, locked;       /* locked: of them, with a key that was not given */
+    int failed;                  /* out of memory within a callback */
+    uint64_t seen, bad, unread;  /* blocks; unread: of the bad ones */
+    struct bad *v;               /* with repair */
     size_t nv;
     struct ucm_manage_total repaired;
     int on_tty;
@@ -38,11 +40,13 @@ struct look {
 };
 #define AT(field) offsetof(struct look, field)
 static const struct opt plain_opts[] = {
+    KEY_OPTION(AT(key_file)),
     {"json", OPT_FLAG, AT(json), NULL, NULL, "one JSON object"},
     {NULL},
 };
 static const struct opt ls_opts[] = {
     {"blocks", OPT_FLAG, AT(blocks), NULL, NULL, "list the blocks as well"},
+    KEY_OPTION(AT(key_file)),
     {"json", OPT_FLAG, AT(json), NULL, NULL, "one JSON object"},
     {NULL},
 };
@@ -50,6 +54,7 @@ static const struct opt verify_opts[] = {
     {"repair", OPT_FLAG, AT(repair), NULL, NULL, "drop what is bad, also from lanes in use"},
     {"timeout-s", OPT_COUNT, AT(timeout_s), "COUNT", "30",
      "with --repair: seconds to wait for owners of lanes when none of them answers"},
+    KEY_OPTION(AT(key_file)),
     {"json", OPT_FLAG, AT(json), NULL, NULL, "one JSON object"},
     {NULL},
 };
@@ -57,6 +62,7 @@ static const struct opt verify_opts[] = {
 
 static void free_lanes(struct look *l)
 {
+    ucm_conf_free(l->conf);
     for (size_t i = 0; i < l->nlanes; i++) {
         free((char *)l->lanes[i].ns);
         free((char *)l->lanes[i].ns_text);
@@ -97,6 +103,7 @@ static void keep_lane(void *arg, const struct ucm_lane_info *lane)
     l->lanes = v;
     v += l->nlanes++;
     *v = *lane;
+    l->locked += lane->locked != 0;
     v->ns = copy_line(lane->ns);
     v->ns_text = copy_line(lane->ns_text);
     v->lane = copy_line(lane->lane);
@@ -130,17 +137,40 @@ int check_backend(const char *dir)
     return TOOL_GOOD;
 }
 
+int conf_with_key(const char *file, ucm_conf **conf_p)
+{
+    if (ucm_conf_new(conf_p))
+        return cannot("out of memory");
+    file = file ? file : getenv("UCM_INTEGRITY_KEY_FILE");
+    return file && ucm_conf_set(*conf_p, "integrity_key_file", file)
+               ? cannot("%s", ucm_conf_error(*conf_p))
+               : TOOL_GOOD;
+}
+
+int cannot_on(const char *dir, const ucm_conf *conf, int err)
+{
+    const char *why = ucm_conf_error(conf);
+    return *why ? cannot("%s", why) : cannot("%s: %s", dir, strerror(-err));
+}
+
 static int walk(struct look *l, const char *dir, unsigned flags,
                 void (*block)(void *, const struct ucm_lane_info *, const struct ucm_block_info *))
 {
-    struct ucm_inspect how = {.flags = flags, .arg = l, .lane = keep_lane, .block = block};
-    int err = ucm_inspect(dir, &how);
+    int status = conf_with_key(l->key_file, &l->conf);
+    struct ucm_inspect how = {
+        .flags = flags, .conf = l->conf, .arg = l, .lane = keep_lane, .block = block};
+    int err = status ? 0 : ucm_inspect(dir, &how);
 
     if (err < 0)
-        return cannot("%s: %s", dir, strerror(-err));
+        return cannot_on(dir, l->conf, err);
     if (l->failed)
         return cannot("out of memory");
-    return TOOL_GOOD;
+    if (l->locked)
+        fprintf(stderr,
+                "ucm: %zu lanes are sealed with a key that was not given, and what is in them "
+                "cannot be told; give --integrity-key-file\n",
+                l->locked);
+    return status;
 }
 
 static const char *short_ns(const struct look *l, const char *ns, char buf[SHORT_NS + 1])
@@ -202,6 +232,7 @@ static const struct column lane_columns[] = {
     {"epoch", NULL, COLUMN_COUNT},
     {"generation", NULL, COLUMN_COUNT},
     {"unreadable", NULL, COLUMN_COUNT},
+    {"locked", NULL, COLUMN_COUNT},
 };
 
 static void list_lane(struct look *l, const struct ucm_lane_info *v)
@@ -215,7 +246,7 @@ static void list_lane(struct look *l, const struct ucm_lane_info *v)
                                           {.num = v->ranks},
                                           {.text = v->live ? "live" : "dead"},
                                           {.num = (double)v->block_size},
-                                          {.num = (double)v->blocks},
+                                          {.num = v->locked ? NAN : (double)v->blocks},
                                           {.num = (double)v->slots},
                                           {.num = (double)v->bytes},
                                           {.text = l->json ? v->host : owner},
@@ -224,7 +255,8 @@ static void list_lane(struct look *l, const struct ucm_lane_info *v)
                                           {.num = (double)v->records},
                                           {.num = (double)v->epoch},
                                           {.num = (double)v->generation},
-                                          {.num = (double)v->error}});
+                                          {.num = (double)v->error},
+                                          {.num = v->locked}});
 }
 
 static int run_ls(void *state, unsigned n, char **operands)
@@ -341,6 +373,8 @@ static void stat_totals(struct look *l, const char *dir)
     report_number(r, "blocks", COLUMN_COUNT, (double)sum.blocks);
     report_number(r, "bytes", COLUMN_SIZE, (double)sum.bytes);
     report_number(r, "unreadable", COLUMN_COUNT, (double)sum.error);
+    if (l->locked || r->json)
+        report_number(r, "locked", COLUMN_COUNT, (double)l->locked);
     stat_mount(r, dir);
     if (statvfs(dir, &fs) == 0) {
         report_number(r, "fs_free", COLUMN_SIZE, (double)fs.f_bavail * (double)fs.f_frsize);
@@ -448,6 +482,7 @@ static int was_bad(void *arg, const char *ns, const char *lane, const struct ucm
 static int repair(struct look *l, const char *dir)
 {
     struct ucm_manage how = {.op = UCM_MANAGE_REPAIR,
+                             .conf = l->conf,
                              .timeout_ms =
                                  l->timeout_s > 1000000 ? 1000000000 : (int)l->timeout_s * 1000,
                              .arg = l,
@@ -492,6 +527,7 @@ static void verify_summary(struct look *l, uint64_t unreadable, double bytes, do
         report_number(r, "blocks", COLUMN_COUNT, (double)l->seen);
         report_number(r, "bad", COLUMN_COUNT, (double)l->bad);
         report_number(r, "unreadable", COLUMN_COUNT, (double)unreadable);
+        report_number(r, "locked", COLUMN_COUNT, (double)l->locked);
         report_number(r, "seconds", COLUMN_NUMBER, seconds);
         if (l->repair) {
             report_number(r, "dropped", COLUMN_COUNT, (double)l->repaired.done);
@@ -548,7 +584,7 @@ static int run_verify(void *state, unsigned n, char **operands)
                            (double)(to.tv_nsec - from.tv_nsec) / 1e9);
         uint64_t left =
             l->repair ? l->repaired.left + l->repaired.unreadable + l->unread : l->bad + unreadable;
-        status = left ? TOOL_BAD : TOOL_GOOD;
+        status = left || l->locked ? TOOL_BAD : TOOL_GOOD;
     }
     free(l->v);
     report_close(&l->report);
@@ -592,8 +628,9 @@ const struct verb verb_verify = {
         "Changes nothing without --repair: an engine that meets a bad block drops it by itself. "
         "With it bad blocks are dropped, those of lanes in use by their owners, who see for "
         "themselves; and a journal that nobody can read is replaced, or its lane removed. Exit "
-        "status: 0 all good, or "
-        "is now, 1 bad blocks or unreadable files (with --repair: are left), 2 could not run.",
+        "status: 0 all good, or is now, 1 bad blocks, unreadable files (with --repair: are left) "
+        "or "
+        "lanes whose key was not given, 2 could not run.",
     .opts = verify_opts,
     .size = sizeof(struct look),
     .min_operands = 1,

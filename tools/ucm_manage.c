@@ -13,7 +13,7 @@
 
 struct change {
     int json, all; /* options */
-    const char *ns, *key, *older_than, *pin_for, *capacity_gb;
+    const char *ns, *key, *key_file, *older_than, *pin_for, *capacity_gb;
     uint64_t timeout_s;
     struct ucm_manage how;
     struct report report;
@@ -33,7 +33,7 @@ struct change {
 #define COMMON                                                                                     \
     {"timeout-s", OPT_COUNT, AT(timeout_s),                                                        \
      "COUNT",     "30",      "seconds to wait for owners of lanes when none of them answers"},     \
-        {"json", OPT_FLAG, AT(json), NULL, NULL, "one JSON object"},                               \
+        KEY_OPTION(AT(key_file)), {"json", OPT_FLAG, AT(json), NULL, NULL, "one JSON object"},     \
     {                                                                                              \
         NULL                                                                                       \
     }
@@ -106,6 +106,7 @@ static const char *words_for(const struct ucm_manage_info *info)
     case 0: return "";
     case ETIMEDOUT: return "its owner does not answer; try again when it does something";
     case ENOTSUP: return "of another format: use the ucm that made it";
+    case ENOKEY: return "sealed with a key that was not given: --integrity-key-file";
     default: return strerror(-info->err);
     }
 }
@@ -183,6 +184,8 @@ static int run(struct change *c, const char *did, unsigned n, char **dirs)
     c->how.lane = show_lane;
     for (unsigned i = 0; i < n && !status; i++)
         status = check_backend(dirs[i]);
+    if (!status)
+        status = conf_with_key(c->key_file, &c->how.conf);
     if (status)
         return status;
     report_open(&c->report, stdout, c->json);
@@ -193,7 +196,7 @@ static int run(struct change *c, const char *did, unsigned n, char **dirs)
         c->backend = dirs[i];
         int err = ucm_manage(dirs[i], &c->how, &t);
         if (err < 0) {
-            status = cannot("%s: %s", dirs[i], strerror(-err));
+            status = cannot_on(dirs[i], c->how.conf, err);
             continue;
         }
         add_total(&c->total, &t);
@@ -204,6 +207,7 @@ static int run(struct change *c, const char *did, unsigned n, char **dirs)
     report_table_end(&c->report);
     show_total(c, did);
     report_close(&c->report);
+    ucm_conf_free(c->how.conf);
     if (c->ns && !c->total.namespaces && status != TOOL_CANNOT)
         return cannot(
             "--namespace %s: there is none that begins so or is called so; see `ucm stat`", c->ns);

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * base.c - errors, hex, threads and condition variables: the few things every part needs and libc
- * spells at length.  Keeps no state; every function may be called from any thread.
+ * base.c - errors, hex, chance, threads and condition variables: the few things every part needs
+ * and libc spells at length.  Keeps no state; every function may be called from any thread.
  */
 #include "base/base.h"
 
@@ -9,6 +9,8 @@
 #include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
+#include <sys/random.h>
+#include <unistd.h>
 
 const char *ucm_version(void)
 {
@@ -55,6 +57,14 @@ void ucmi_hex(const uint8_t *b, size_t n, char *out)
         out[2 * i + 1] = digits[b[i] & 15];
     }
     out[2 * n] = '\0';
+}
+
+uint64_t ucmi_random_word(void)
+{
+    uint64_t v;
+    if (getrandom(&v, sizeof v, 0) != sizeof v)
+        v = ucmi_now_ns() ^ (uint64_t)getpid() << 40; /* only has to be rarely the same */
+    return v;
 }
 
 /* How many bytes the character at p takes, or 0 when they are no UTF-8 or a control character. */

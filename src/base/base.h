@@ -178,5 +178,6 @@ static inline uint64_t ucmi_key_word(const ucm_key *key, uint32_t rank)
     return (w ^ (uint64_t)rank * 0x9e3779b97f4a7c15u) * 0xff51afd7ed558ccdu;
 }
 void ucmi_hex(const uint8_t *b, size_t n, char *out); /* 2 * n + 1 characters */
+uint64_t ucmi_random_word(void);
 
 #endif

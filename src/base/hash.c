@@ -27,14 +27,20 @@ void ucmi_hash128(const void *p, size_t len, uint8_t out[16])
     memcpy(out, canonical.digest, 16);
 }
 
-uint64_t ucmi_hash64v(const struct iovec *iov, unsigned niov, uint64_t seed)
+/* By itself, for its state would be made room for in every call. */
+__attribute__((noinline)) static uint64_t hash_pieces(const struct iovec *iov, unsigned niov,
+                                                      uint64_t seed)
 {
-    if (niov == 1) /* no state to set up, nothing to buffer */
-        return XXH3_64bits_withSeed(iov[0].iov_base, iov[0].iov_len, seed);
     XXH3_state_t state;
     XXH3_INITSTATE(&state);
     XXH3_64bits_reset_withSeed(&state, seed);
     for (unsigned i = 0; i < niov; i++)
         XXH3_64bits_update(&state, iov[i].iov_base, iov[i].iov_len);
     return XXH3_64bits_digest(&state);
+}
+
+uint64_t ucmi_hash64v(const struct iovec *iov, unsigned niov, uint64_t seed)
+{
+    return niov == 1 ? ucmi_hash64(iov[0].iov_base, iov[0].iov_len, seed)
+                     : hash_pieces(iov, niov, seed);
 }

@@ -94,7 +94,9 @@ int ucmi_slot_check(struct ucmi_posix *p, struct ucmi_lane *lane, uint32_t place
     int fd = buf ? ucmi_seg_fd(p, lane, place / lane->slots, false) : -ENOMEM;
     ssize_t n = fd < 0 ? fd : ucmi_pump_read(p, fd, buf, len, ucmi_slot_off(lane, place));
     ucmi_head_fill(p, head);
-    int err = n < 0 ? (int)n : (size_t)n < len ? -EBADMSG : ucmi_block_check(buf, head, &put);
+    int err = n < 0             ? (int)n
+              : (size_t)n < len ? -EBADMSG
+                                : ucmi_block_check(&p->seal, buf, head, &put);
     free(buf);
     return err == -ENOENT || err == -ELOOP || err == -EISDIR ? -EBADMSG : err; /* no segment */
 }

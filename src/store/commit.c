@@ -201,7 +201,8 @@ static void records_written(struct ucmi_posix *p, struct ucmi_sent *s)
 }
 
 /* Lays n records into own->buf, own->iov; returns where they go, or -ENOMEM. */
-static off_t lay(struct ucmi_own *own, struct ucmi_record *v, size_t n)
+static off_t lay(const struct ucmi_seal *seal, struct ucmi_own *own, struct ucmi_record *v,
+                 size_t n)
 {
     off_t off;
     size_t span = ucmi_jtail_span(&own->tail, n, &off);
@@ -213,7 +214,7 @@ static off_t lay(struct ucmi_own *own, struct ucmi_record *v, size_t n)
         own->buf = buf;
         own->buf_len = span;
     }
-    ucmi_jtail_lay(&own->tail, v, n, own->buf);
+    ucmi_jtail_lay(seal, &own->tail, v, n, own->buf);
     own->iov = (struct iovec){own->buf, span};
     return off;
 }
@@ -221,7 +222,7 @@ static off_t lay(struct ucmi_own *own, struct ucmi_record *v, size_t n)
 static void write_records(struct ucmi_posix *p, struct ucmi_own *own)
 {
     int err = ucmi_own_check(p, own->lane);
-    off_t off = err < 0 ? err : lay(own, own->flying.r, own->flying.n);
+    off_t off = err < 0 ? err : lay(&p->seal, own, own->flying.r, own->flying.n);
     own->stage = UCMI_COMMIT_RECORDS;
     if (off < 0)
         over(p, own->lane, (int)off);
@@ -294,7 +295,7 @@ void ucmi_commit_kick(struct ucmi_posix *p, struct ucmi_lane *lane)
 int ucmi_commit_now(struct ucmi_posix *p, struct ucmi_lane *lane, struct ucmi_record *v, size_t n)
 {
     struct ucmi_own *own = lane->own;
-    off_t off = lay(own, v, n);
+    off_t off = lay(&p->seal, own, v, n);
     int err =
         off < 0 ? (int)off : ucmi_pump_write(p, lane->journal, own->buf, own->iov.iov_len, off);
     if (!err && p->o->sync == UCMI_SYNC_FULL)
@@ -321,7 +322,7 @@ static int summary_write(struct ucmi_posix *p, struct summary *s)
 {
     off_t off;
     size_t span = ucmi_jtail_span(s->tail, s->n, &off);
-    ucmi_jtail_lay(s->tail, s->v, s->n, s->pages);
+    ucmi_jtail_lay(&p->seal, s->tail, s->v, s->n, s->pages);
     int err = ucmi_pump_write(p, s->fd, s->pages, span, off);
     ucmi_jtail_advance(s->tail, s->n, s->pages);
     s->n = 0;

@@ -6,12 +6,12 @@
  */
 #include "store/format.h"
 
-/* Each kind has a seed of its own, so that one can never pass for another. */
-enum { SLOT_SEED = 0x510f, JOURNAL_SEED = 0x10a1, RECORD_SEED = 0x4ec0 };
+enum { JOURNAL_SEED = 0x10a1 }; /* as those of ucmi_kind: no other kind passes for it */
 
-static uint64_t slot_sum(const struct ucmi_slot_header *h)
+static uint64_t slot_sum(const struct ucmi_seal *s, const struct ucmi_slot_header *h)
 {
-    return ucmi_hash64(h, offsetof(struct ucmi_slot_header, sum), SLOT_SEED);
+    static const struct ucmi_what what = {.kind = UCMI_OF_SLOT};
+    return ucmi_sum(s, &what, h, offsetof(struct ucmi_slot_header, sum));
 }
 
 static uint64_t journal_sum(const struct ucmi_journal_header *h)
@@ -19,16 +19,25 @@ static uint64_t journal_sum(const struct ucmi_journal_header *h)
     return ucmi_hash64(h, offsetof(struct ucmi_journal_header, sum), JOURNAL_SEED);
 }
 
-static uint64_t record_sum(const struct ucmi_record *r)
+static uint64_t record_sum(const struct ucmi_seal *s, const struct ucmi_record *r)
 {
-    return ucmi_hash64(r, offsetof(struct ucmi_record, sum), RECORD_SEED);
+    static const struct ucmi_what what = {.kind = UCMI_OF_RECORD};
+    return ucmi_sum(s, &what, r, offsetof(struct ucmi_record, sum));
 }
 
-void ucmi_slot_header_seal(struct ucmi_slot_header *h)
+uint64_t ucmi_shard_sum(const struct ucmi_seal *s, const struct ucmi_slot_header *h, uint32_t shard,
+                        const struct iovec *iov, unsigned niov)
+{
+    struct ucmi_what what = {.kind = UCMI_OF_SHARD, .key = h->key, .rank = h->rank, .shard = shard};
+    memcpy(what.ns, h->ns, sizeof what.ns);
+    return s->sum(s, &what, iov, niov);
+}
+
+void ucmi_slot_header_seal(const struct ucmi_seal *s, struct ucmi_slot_header *h)
 {
     h->magic = UCMI_SLOT_MAGIC;
     h->format = UCMI_FORMAT;
-    h->sum = slot_sum(h);
+    h->sum = slot_sum(s, h);
 }
 
 void ucmi_journal_header_seal(struct ucmi_journal_header *h)
@@ -38,18 +47,18 @@ void ucmi_journal_header_seal(struct ucmi_journal_header *h)
     h->sum = journal_sum(h);
 }
 
-void ucmi_record_seal(struct ucmi_record *r)
+void ucmi_record_seal(const struct ucmi_seal *s, struct ucmi_record *r)
 {
-    r->sum = record_sum(r);
+    r->sum = record_sum(s, r);
 }
 
-int ucmi_slot_header_check(const struct ucmi_slot_header *h)
+int ucmi_slot_header_check(const struct ucmi_seal *s, const struct ucmi_slot_header *h)
 {
     if (h->magic != UCMI_SLOT_MAGIC)
         return -EBADMSG;
     if (h->format != UCMI_FORMAT) /* before the sum: another format may keep it elsewhere */
         return -ENOTSUP;
-    if (h->sum != slot_sum(h) || h->nshards == 0 || h->nshards > UCMI_MAX_SHARDS ||
+    if (h->sum != slot_sum(s, h) || h->nshards == 0 || h->nshards > UCMI_MAX_SHARDS ||
         h->shard_size == 0)
         return -EBADMSG;
     return 0;
@@ -78,28 +87,29 @@ int ucmi_journal_header_check(const struct ucmi_journal_header *h)
     return 0;
 }
 
-bool ucmi_record_check(const struct ucmi_record *r)
+bool ucmi_record_check(const struct ucmi_seal *s, const struct ucmi_record *r)
 {
-    return r->op >= UCMI_PUT && r->op <= UCMI_SHRINK && r->sum == record_sum(r);
+    return r->op >= UCMI_PUT && r->op <= UCMI_SHRINK && r->sum == record_sum(s, r);
 }
 
-int ucmi_block_check(const void *at, const struct ucmi_journal_header *head,
-                     const struct ucmi_record *put)
+int ucmi_block_check(const struct ucmi_seal *s, const void *at,
+                     const struct ucmi_journal_header *head, const struct ucmi_record *put)
 {
     const struct ucmi_slot_header *h = at;
-    if (ucmi_slot_header_check(h) < 0 || memcmp(h->ns, head->ns, sizeof h->ns) != 0 ||
+    if (ucmi_slot_header_check(s, h) < 0 || memcmp(h->ns, head->ns, sizeof h->ns) != 0 ||
         h->rank != put->rank || !ucmi_key_eq(&h->key, &put->key) ||
         (uint32_t)h->sum != put->header_sum || h->nshards != head->nshards ||
         h->shard_size != head->shard_size)
         return -EBADMSG;
-    for (uint32_t i = 0; i < h->nshards; i++)
-        if (ucmi_hash64((const char *)at + UCMI_PAGE + i * h->shard_size, h->shard_size, 0) !=
-            h->shard_sum[i])
+    for (uint32_t i = 0; i < h->nshards; i++) {
+        struct iovec shard = {(char *)at + UCMI_PAGE + i * h->shard_size, h->shard_size};
+        if (ucmi_shard_sum(s, h, i, &shard, 1) != h->shard_sum[i])
             return -EBADMSG;
+    }
     return 0;
 }
 
 uint32_t ucmi_lane_hash(const char *name)
 {
-    return (uint32_t)ucmi_hash64(name, strlen(name), RECORD_SEED) | 1;
+    return (uint32_t)ucmi_hash64(name, strlen(name), UCMI_OF_RECORD) | 1;
 }

@@ -3,7 +3,9 @@
  * format.h - what lies on disk: slot headers, journal headers, journal records.  Pure functions.
  *
  * These structs are the bytes, little-endian, without padding; tests/posix/test_format.c holds them
- * to golden bytes.  A change of any of them needs a new UCMI_FORMAT.
+ * to golden bytes.  A change of any of them needs a new UCMI_FORMAT.  Sums are made by the store's
+ * seal (seal.h), but for that of a journal's header, which is always plain: who has no key, or
+ * another, must still see who lives there.
  *
  *     segment   slots of one size: a header page, then the block's shards packed in layer order,
  * then zeros up to the next page journal   a header page, then records; what is behind the last
@@ -12,7 +14,7 @@
 #ifndef UCMI_FORMAT_H
 #define UCMI_FORMAT_H
 
-#include "base/base.h"
+#include "store/seal.h"
 #include "store/store.h"
 
 enum { UCMI_FORMAT = 2 };
@@ -28,7 +30,7 @@ struct ucmi_slot_header {
     uint8_t ns[16];
     ucm_key key;
     uint32_t rank, depth;
-    uint64_t shard_sum[UCMI_MAX_SHARDS]; /* XXH3-64 of each shard, 0 from nshards on */
+    uint64_t shard_sum[UCMI_MAX_SHARDS]; /* of each shard, 0 from nshards on */
     uint8_t zero[184];
     uint64_t sum; /* of all before it */
 };
@@ -96,19 +98,22 @@ struct ucmi_journal_header {
 _Static_assert(sizeof(struct ucmi_journal_header) == UCMI_PAGE, "a journal header is one page");
 
 /* Fill in magic, format and sum. */
-void ucmi_slot_header_seal(struct ucmi_slot_header *h);
+void ucmi_slot_header_seal(const struct ucmi_seal *s, struct ucmi_slot_header *h);
 void ucmi_journal_header_seal(struct ucmi_journal_header *h);
-void ucmi_record_seal(struct ucmi_record *r);
+void ucmi_record_seal(const struct ucmi_seal *s, struct ucmi_record *r);
+/* The sum of a shard of this block, which lies in pieces. */
+uint64_t ucmi_shard_sum(const struct ucmi_seal *s, const struct ucmi_slot_header *h, uint32_t shard,
+                        const struct iovec *iov, unsigned niov);
 
 /* 0; -EBADMSG: not one, or damaged; -ENOTSUP: of another format. */
-int ucmi_slot_header_check(const struct ucmi_slot_header *h);
+int ucmi_slot_header_check(const struct ucmi_seal *s, const struct ucmi_slot_header *h);
 int ucmi_journal_header_check(const struct ucmi_journal_header *h);
-bool ucmi_record_check(const struct ucmi_record *r);
+bool ucmi_record_check(const struct ucmi_seal *s, const struct ucmi_record *r);
 
 /* Is this the block that was published: identity, header and all bytes?  at: the slot; head: of the
  * journal that tells of it.  0 or -EBADMSG. */
-int ucmi_block_check(const void *at, const struct ucmi_journal_header *head,
-                     const struct ucmi_record *put);
+int ucmi_block_check(const struct ucmi_seal *s, const void *at,
+                     const struct ucmi_journal_header *head, const struct ucmi_record *put);
 uint32_t ucmi_lane_hash(const char *name); /* not 0 */
 
 /* Whether segment and slot can be: place is then segment * slots + slot, in 32 bits. */

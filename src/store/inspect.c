@@ -25,6 +25,8 @@ struct inspection {
     int dir;
     void *buf; /* READ_BUF */
     struct ucmi_journal_header *head;
+    struct ucmi_key key;
+    struct ucmi_seal seal;
     uint8_t *block; /* header and block of this lane; NULL: none was read */
     struct ucmi_table table;
 };
@@ -47,7 +49,7 @@ static int open_dir(int at, const char *name)
 
 static int read_journal(struct inspection *in, struct ucmi_table *t)
 {
-    *t = (struct ucmi_table){0};
+    *t = (struct ucmi_table){.ns = in->info.ns, .given = &in->seal};
     return ucmi_table_read(t, in->dir, in->head, in->buf, READ_BUF);
 }
 
@@ -82,7 +84,9 @@ static int verify(struct inspection *in, const struct ucmi_record *put)
         got += n > 0 ? (size_t)n : 0;
     }
     if (!err)
-        err = n < 0 ? -errno : got < want ? -EBADMSG : ucmi_block_check(in->block, in->head, put);
+        err = n < 0        ? -errno
+              : got < want ? -EBADMSG
+                           : ucmi_block_check(in->table.seal, in->block, in->head, put);
     close(fd);
     return err;
 }
@@ -195,11 +199,12 @@ static void visit_lane(void *arg, int ns, const char *name)
     info->live = ucmi_lane_is_held(in->dir);
     ucmi_each_name(in->dir, ".", count_file, info);
     int err = read_journal(in, &in->table);
-    if (!err)
+    info->locked = err == -ENOKEY;
+    if (!err || info->locked)
         fill_info(in);
     for (size_t i = 0; !err && i < in->table.n; i++)
         visit_block(in, &in->table.v[i]);
-    info->error += err != 0;
+    info->error += err && !info->locked;
     if (in->how->lane)
         in->how->lane(in->how->arg, info);
     ucmi_table_free(&in->table);
@@ -263,10 +268,16 @@ int ucm_inspect(const char *backend, const struct ucm_inspect *how)
     int at = open(backend, O_RDONLY | O_DIRECTORY | O_CLOEXEC), err = at < 0 ? -errno : 0;
     if (!in.buf || !in.head)
         err = -ENOMEM;
+    if (!err && how->conf)
+        err = ucmi_key_read(ucm_conf_get(how->conf, "integrity_key_file"), &in.key, how->conf);
+    if (!err)
+        err = ucmi_seal_open(&in.seal, &in.key);
     if (!err)
         err = ucmi_each_name(at, "ucm", visit_ns, &in);
     if (at >= 0)
         close(at);
+    ucmi_seal_close(&in.seal);
+    ucmi_key_wipe(&in.key);
     free(in.buf);
     free(in.head);
     return err;

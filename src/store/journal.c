@@ -9,23 +9,24 @@
 
 #include <unistd.h>
 
-bool ucmi_jpos_follows(const struct ucmi_jpos *pos, const struct ucmi_record *r)
+bool ucmi_jpos_follows(const struct ucmi_seal *s, const struct ucmi_jpos *pos,
+                       const struct ucmi_record *r)
 {
-    if (r->seq != pos->seq || !ucmi_record_check(r))
+    if (r->seq != pos->seq || !ucmi_record_check(s, r))
         return false;
     return r->op == UCMI_EPOCH ? r->epoch > pos->epoch && r->epoch < UCMI_MAX_EPOCH
                                : r->epoch == pos->epoch;
 }
 
-size_t ucmi_journal_parse(const void *buf, size_t len, struct ucmi_jpos *pos, bool *moved,
-                          ucmi_record_fn *fn, void *arg)
+size_t ucmi_journal_parse(const struct ucmi_seal *s, const void *buf, size_t len,
+                          struct ucmi_jpos *pos, bool *moved, ucmi_record_fn *fn, void *arg)
 {
     struct ucmi_record r;
     size_t at = 0;
 
     for (; len - at >= sizeof r; at += sizeof r) {
         memcpy(&r, (const char *)buf + at, sizeof r);
-        if (!ucmi_jpos_follows(pos, &r))
+        if (!ucmi_jpos_follows(s, pos, &r))
             break;
         pos->seq++;
         pos->off += sizeof r;
@@ -48,8 +49,8 @@ static ssize_t read_at(int fd, void *buf, size_t len, off_t off)
     return n < 0 ? -errno : n;
 }
 
-int ucmi_journal_read(int fd, void *buf, size_t size, struct ucmi_jpos *pos, bool *moved,
-                      ucmi_record_fn *fn, void *arg)
+int ucmi_journal_read(const struct ucmi_seal *s, int fd, void *buf, size_t size,
+                      struct ucmi_jpos *pos, bool *moved, ucmi_record_fn *fn, void *arg)
 {
     /* Most of the time there is nothing new: one page tells, and only then is more asked for. */
     for (size_t ask = UCMI_PAGE;; ask = size) {
@@ -60,7 +61,7 @@ int ucmi_journal_read(int fd, void *buf, size_t size, struct ucmi_jpos *pos, boo
         if ((size_t)n <= skip)
             return 0;
         size_t fresh = (size_t)n - skip;
-        if (ucmi_journal_parse((char *)buf + skip, fresh, pos, moved, fn, arg) < fresh || *moved)
+        if (ucmi_journal_parse(s, (char *)buf + skip, fresh, pos, moved, fn, arg) < fresh || *moved)
             return 0;
     }
 }
@@ -80,7 +81,8 @@ size_t ucmi_jtail_span(const struct ucmi_jtail *t, size_t n, off_t *off)
     return ROUND_UP(skip + n * sizeof(struct ucmi_record), (size_t)UCMI_PAGE);
 }
 
-void ucmi_jtail_lay(const struct ucmi_jtail *t, struct ucmi_record *v, size_t n, void *buf)
+void ucmi_jtail_lay(const struct ucmi_seal *s, const struct ucmi_jtail *t, struct ucmi_record *v,
+                    size_t n, void *buf)
 {
     off_t off;
     size_t span = ucmi_jtail_span(t, n, &off), skip = t->pos.off % UCMI_PAGE;
@@ -90,7 +92,7 @@ void ucmi_jtail_lay(const struct ucmi_jtail *t, struct ucmi_record *v, size_t n,
         v[i].seq = t->pos.seq + i;
         v[i].epoch = v[i].op == UCMI_EPOCH ? v[i].epoch : epoch;
         epoch = v[i].epoch;
-        ucmi_record_seal(&v[i]);
+        ucmi_record_seal(s, &v[i]);
     }
     memcpy(buf, t->page, skip);
     memcpy((char *)buf + skip, v, n * sizeof *v);

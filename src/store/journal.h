@@ -31,18 +31,19 @@ static inline struct ucmi_jpos ucmi_jpos_behind(const struct ucmi_journal_header
                               .epoch = epoch};
 }
 
-bool ucmi_jpos_follows(const struct ucmi_jpos *pos, const struct ucmi_record *r);
+bool ucmi_jpos_follows(const struct ucmi_seal *s, const struct ucmi_jpos *pos,
+                       const struct ucmi_record *r);
 
 /* fn gets each record once, in order. */
 typedef void ucmi_record_fn(void *arg, const struct ucmi_record *r);
 /* Reads records from buf, which holds the file from pos->off on; returns how many bytes counted and
  * moves pos behind them.  Stops behind a MOVED record and sets *moved. */
-size_t ucmi_journal_parse(const void *buf, size_t len, struct ucmi_jpos *pos, bool *moved,
-                          ucmi_record_fn *fn, void *arg);
+size_t ucmi_journal_parse(const struct ucmi_seal *s, const void *buf, size_t len,
+                          struct ucmi_jpos *pos, bool *moved, ucmi_record_fn *fn, void *arg);
 /* The same from a file, to its end; buf is page-aligned, its size a multiple of the page.  Whole
  * aligned pages are read, so that fd may be O_DIRECT.  0, or -errno of a read. */
-int ucmi_journal_read(int fd, void *buf, size_t size, struct ucmi_jpos *pos, bool *moved,
-                      ucmi_record_fn *fn, void *arg);
+int ucmi_journal_read(const struct ucmi_seal *s, int fd, void *buf, size_t size,
+                      struct ucmi_jpos *pos, bool *moved, ucmi_record_fn *fn, void *arg);
 /* Reads and checks page 0. 0, -errno, or as ucmi_journal_header_check.  h is page-aligned. */
 int ucmi_journal_header_read(int fd, struct ucmi_journal_header *h);
 
@@ -54,7 +55,8 @@ struct ucmi_jtail {
 /* Bytes of the pages that n more records make to be written, and where they begin. */
 size_t ucmi_jtail_span(const struct ucmi_jtail *t, size_t n, off_t *off);
 /* Gives n records their seq, epoch and sum, and lays them into buf (ucmi_jtail_span bytes). */
-void ucmi_jtail_lay(const struct ucmi_jtail *t, struct ucmi_record *v, size_t n, void *buf);
+void ucmi_jtail_lay(const struct ucmi_seal *s, const struct ucmi_jtail *t, struct ucmi_record *v,
+                    size_t n, void *buf);
 /* They have been written from buf: moves on behind them. */
 void ucmi_jtail_advance(struct ucmi_jtail *t, size_t n, const void *buf);
 

@@ -458,8 +458,8 @@ static bool unlinked(int fd)
 static int read_on(struct ucmi_posix *p, struct ucmi_lane *lane, bool *moved)
 {
     struct reading rd = {.p = p, .lane = lane};
-    int err =
-        ucmi_journal_read(lane->journal, p->read_buf, UCMI_READ_BUF, &lane->pos, moved, apply, &rd);
+    int err = ucmi_journal_read(&p->seal, lane->journal, p->read_buf, UCMI_READ_BUF, &lane->pos,
+                                moved, apply, &rd);
     if (rd.held)
         pthread_rwlock_unlock(&p->lock);
     if (err < 0) {

@@ -47,8 +47,10 @@ int ucmi_seen_read(struct ucmi_manager *m, struct ucmi_space *sp, struct ucmi_se
         return -ENOMEM;
     sn->table.also = note_touch;
     sn->table.arg = sp;
+    sn->table.ns = sp->name;
+    sn->table.given = &m->seal;
     sn->err = ucmi_table_read(&sn->table, sn->dir, head, m->buf, UCMI_READ_BUF);
-    if (!sn->err && !sp->known) {
+    if ((!sn->err || sn->err == -ENOKEY) && !sp->known) {
         memcpy(sp->head, head, sizeof *head);
         sp->known = true;
     }
@@ -187,6 +189,8 @@ int ucmi_space_open(struct ucmi_manager *m, struct ucmi_space *sp)
                                    .timeout_ms = 30000,
                                    .conf = m->conf};
     memcpy(s->geo.ns, h->ns, sizeof s->geo.ns);
+    if (ucmi_seal_of(&m->seal, h->ns) == &m->seal)
+        s->key = m->key;
     s->tiers[0] = (struct ucm_tier){.geo = &s->geo, .counters = &s->counters};
     int err = ucmi_posix_visit(&s->tiers[0], &m->options, m->backend, &sp->p);
     if (!err && strcmp(sp->p->ns_name, sp->name) != 0) { /* a journal put there by somebody */
@@ -205,6 +209,8 @@ int ucmi_space_open(struct ucmi_manager *m, struct ucmi_space *sp)
 
 int ucmi_seen_take(struct ucmi_manager *m, struct ucmi_space *sp, struct ucmi_seen *sn)
 {
+    if (sn->err == -ENOKEY) /* without it all that was written there is no record */
+        return sn->err;
     int err = sn->lane ? 0 : ucmi_space_open(m, sp);
     if (sn->lane || err < 0)
         return err;
@@ -473,6 +479,10 @@ int ucm_manage(const char *backend, const struct ucm_manage *how, struct ucm_man
             how->op == UCM_MANAGE_RM && how->before ? ucmi_tick((uint64_t)how->before) : UINT32_MAX,
     };
     int at = open(backend, O_RDONLY | O_DIRECTORY | O_CLOEXEC), err = at < 0 ? -errno : 0;
+    if (!err && how->conf)
+        err = ucmi_key_read(ucm_conf_get(how->conf, "integrity_key_file"), &m.key, how->conf);
+    if (!err)
+        err = ucmi_seal_open(&m.seal, &m.key);
     if (!err)
         err = m.buf ? ucm_conf_new(&m.conf) : -ENOMEM;
     if (!err)
@@ -492,6 +502,8 @@ int ucm_manage(const char *backend, const struct ucm_manage *how, struct ucm_man
         free_space(&m.spaces[i]);
     free(m.spaces);
     ucm_conf_free(m.conf);
+    ucmi_seal_close(&m.seal);
+    ucmi_key_wipe(&m.key);
     free(m.buf);
     if (at >= 0)
         close(at);

@@ -42,7 +42,9 @@ struct ucmi_manager {
     const struct ucm_manage *how;
     const char *backend;
     struct ucmi_posix_options options;
-    ucm_conf *conf;
+    ucm_conf *conf; /* for the engine: the defaults */
+    struct ucmi_key key;
+    struct ucmi_seal seal;
     struct ucmi_space *spaces;
     size_t nspaces;
     void *buf;      /* UCMI_READ_BUF */

@@ -14,17 +14,8 @@
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <sys/random.h>
 #include <sys/stat.h>
 #include <unistd.h>
-
-uint64_t ucmi_random_word(void)
-{
-    uint64_t v;
-    if (getrandom(&v, sizeof v, 0) != sizeof v)
-        v = ucmi_now_ns() ^ (uint64_t)getpid() << 40; /* only has to be rarely the same */
-    return v;
-}
 
 /* ---- slots ---- */
 
@@ -255,8 +246,8 @@ static int replay(struct ucmi_posix *p, struct ucmi_lane *lane, const struct ucm
     for (bool moved = true; moved && pos.seq != seq;) { /* MOVED without a rename: it goes on */
         seq = pos.seq;
         moved = false;
-        int err = ucmi_journal_read(lane->journal, p->read_buf, UCMI_READ_BUF, &pos, &moved,
-                                    replay_record, lane);
+        int err = ucmi_journal_read(&p->seal, lane->journal, p->read_buf, UCMI_READ_BUF, &pos,
+                                    &moved, replay_record, lane);
         if (err < 0)
             return err;
     }

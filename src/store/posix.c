@@ -159,6 +159,7 @@ static void tear_down(struct ucmi_posix *p)
         ucmi_file_close(p, p->root_fd);
         ucmi_io_close(&p->io);
     }
+    ucmi_seal_close(&p->seal);
     for (int64_t i = 0; p->moves && i < p->o->io_depth; i++) {
         free(p->moves[i].page);
         free(p->moves[i].iov);
@@ -265,6 +266,8 @@ static int make(struct ucm_tier *t, const struct ucmi_posix_options *o, const ch
     read_boot_id(p->boot, sizeof p->boot);
     ucmi_store_hold(p->geo);
     int err = set_sizes(p, among);
+    if (!err)
+        err = ucmi_seal_open(&p->seal, ucmi_store_key(p->geo));
     if (!err)
         err = init_shared(p);
     if (!err)

@@ -142,6 +142,7 @@ struct ucmi_posix {
     uint64_t slot_size, capacity; /* bytes; capacity 0: no bound */
     uint32_t seg_slots;
     struct ucmi_io io;
+    struct ucmi_seal seal;   /* the pump's */
     size_t dio_mem, dio_off; /* what O_DIRECT asks for here; dio_off 0: not used */
     bool dio_known;
     unsigned max_open_segs, max_lanes;
@@ -289,9 +290,9 @@ void ucmi_move_free(struct ucmi_posix *p, struct ucmi_move *m);
 bool ucmi_move_step(struct ucmi_posix *p, struct ucmi_move *m, enum ucm_io_op op);
 /* Sends the header page alone. */
 void ucmi_move_header(struct ucmi_posix *p, struct ucmi_move *m, enum ucm_io_op op, off_t slot);
-/* XXH3-64 of each of the nshards shards that lie in the pieces. */
-int ucmi_shard_sums(struct ucmi_posix *p, const struct iovec *iov, size_t niov, uint32_t nshards,
-                    uint64_t *sums);
+/* The sums of the nshards shards of block h, m->shard the first, that lie in the pieces of m. */
+int ucmi_shard_sums(struct ucmi_posix *p, const struct ucmi_slot_header *h,
+                    const struct ucmi_move *m, uint32_t nshards, uint64_t *sums);
 
 /* ---- posix_load.c, posix_dump.c ---- */
 
@@ -416,7 +417,6 @@ static inline struct ucmi_slot *ucmi_own_slot(const struct ucmi_lane *lane, uint
 {
     return &lane->segs[place / lane->slots].slots[place % lane->slots];
 }
-uint64_t ucmi_random_word(void);
 /* Makes an empty journal file with room for len bytes; a descriptor or -errno. */
 int ucmi_journal_create(struct ucmi_posix *p, const struct ucmi_lane *lane, const char *name,
                         uint64_t len);

@@ -179,7 +179,7 @@ static void go_on(struct ucmi_posix *p, struct ucmi_move *m)
     if (!b->ios && !b->missing && !b->err && !b->header_sent) {
         b->header_sent = true;
         b->ios++;
-        ucmi_slot_header_seal(b->header);
+        ucmi_slot_header_seal(&p->seal, b->header);
         memcpy(m->page, b->header, sizeof *m->page);
         m->err = 0;
         m->head.done = header_written;
@@ -230,11 +230,11 @@ static bool bring(struct ucmi_posix *p, struct ucmi_move *m)
     if (!m->err)
         m->niov = 1 + trim(m->iov + 1, m->niov - 1, (m->shard - s->shard) * size, n * size);
     if (!m->err)
-        m->err = ucmi_shard_sums(p, m->iov + 1, m->niov - 1, n, b->header->shard_sum + m->shard);
+        m->err = ucmi_shard_sums(p, b->header, m, n, b->header->shard_sum + m->shard);
     take(b, m->shard, n);
     if (whole) {
         b->header_sent = true;
-        ucmi_slot_header_seal(b->header);
+        ucmi_slot_header_seal(&p->seal, b->header);
         m->iov[0] = (struct iovec){b->header, UCMI_PAGE};
         m->at = 0;
         m->off = slot;

@@ -37,7 +37,7 @@ static int check_header(const struct ucmi_posix *p, const struct ucmi_move *m)
 {
     const struct ucmi_slot_header *h = m->page;
     const struct ucm_geometry *geo = p->geo;
-    int err = ucmi_slot_header_check(h);
+    int err = ucmi_slot_header_check(&p->seal, h);
     if (err)
         return -EBADMSG;
     bool ours = memcmp(h->ns, geo->ns, sizeof h->ns) == 0 && h->rank == geo->rank &&
@@ -50,7 +50,7 @@ static int check_header(const struct ucmi_posix *p, const struct ucmi_move *m)
 static int check_shards(struct ucmi_posix *p, const struct ucmi_move *m)
 {
     uint64_t sums[UCMI_MAX_SHARDS];
-    int err = ucmi_shard_sums(p, m->iov + 1, m->niov - 1, m->nshards, sums);
+    int err = ucmi_shard_sums(p, m->page, m, m->nshards, sums);
     if (err < 0)
         return err;
     size_t len = m->nshards * sizeof *sums;

@@ -438,11 +438,12 @@ void ucmi_move_header(struct ucmi_posix *p, struct ucmi_move *m, enum ucm_io_op 
 }
 
 /* A piece may hold many shards and a shard lie in many pieces. */
-int ucmi_shard_sums(struct ucmi_posix *p, const struct iovec *iov, size_t niov, uint32_t nshards,
-                    uint64_t *sums)
+int ucmi_shard_sums(struct ucmi_posix *p, const struct ucmi_slot_header *h,
+                    const struct ucmi_move *m, uint32_t nshards, uint64_t *sums)
 {
+    const struct iovec *iov = m->iov + 1;
     size_t size = p->geo->shard_size, at = 0, skip = 0;
-    if (more_pieces(&p->scratch, &p->cap_scratch, niov) < 0)
+    if (more_pieces(&p->scratch, &p->cap_scratch, m->niov - 1) < 0)
         return -ENOMEM;
     for (uint32_t i = 0; i < nshards; i++) {
         size_t left = size;
@@ -458,7 +459,7 @@ int ucmi_shard_sums(struct ucmi_posix *p, const struct iovec *iov, size_t niov, 
                 skip = 0;
             }
         }
-        sums[i] = ucmi_hash64v(p->scratch, n, 0);
+        sums[i] = ucmi_shard_sum(&p->seal, h, m->shard + i, p->scratch, n);
     }
     return 0;
 }

@@ -21,6 +21,10 @@ static const struct ucm_option options[] = {
     {"namespace", UCM_T_STR, AT(ns), "default", NULL, NULL,
      "in plain words, everything besides the key that changes a block's bytes; stores share blocks "
      "only when it is equal (the engine connectors make it)"},
+    {"integrity_key_file", UCM_T_STR, AT(key_file), "", NULL, NULL,
+     "file of 32 random bytes or more that only its owner may use: blocks are sealed with it, and "
+     "only who can read it can make blocks that are delivered (SECURITY.md); empty: checksums, "
+     "which find damage only"},
     {"block_size", UCM_T_INT, AT(block_size), "0", "0", "1073741824",
      "bytes of a block as one rank holds it, all layers (the engine connectors give it)"},
     {"shard_size", UCM_T_INT, AT(shard_size), "0", "0", "1073741824",
@@ -75,13 +79,26 @@ static int set_geometry(ucm_store *s, ucm_conf *conf)
         .lookup_timeout_ms = (uint32_t)o->lookup_timeout_ms,
         .conf = conf,
     };
-    char *text;
-    int len = asprintf(&text, "%s\n%" PRIu64 "\n%" PRIu64 "\n%" PRId64 "\n", o->ns, block, shard,
-                       o->ranks);
+    return 0;
+}
+
+/* What is sealed with a key, and what is not, and what is with another, never meet, in any tier.
+ * The key's id is to be seen in the digest, so that the tool knows what it takes. */
+static int set_namespace(ucm_store *s, ucm_conf *conf)
+{
+    const struct ucmi_store_options *o = s->options;
+    char *text, id[2 * sizeof s->key.id + 1];
+    int err = ucmi_key_read(o->key_file, &s->key, conf);
+    if (err < 0)
+        return err;
+    ucmi_hex(s->key.id, sizeof s->key.id, id);
+    int len = asprintf(&text, "%s\n%" PRIu64 "\n%" PRIu64 "\n%" PRId64 "\n%s\n", o->ns,
+                       s->geo.block_size, s->geo.shard_size, o->ranks, id);
     if (len < 0)
         return ucmi_conf_fail(conf, -ENOMEM, "out of memory");
     ucmi_hash128(text, (size_t)len, s->geo.ns);
     free(text);
+    memcpy(s->geo.ns + sizeof s->geo.ns - UCMI_KEY_ID, s->key.id, UCMI_KEY_ID);
     return 0;
 }
 
@@ -193,6 +210,8 @@ int ucm_store_open(ucm_conf *conf, ucm_store **store_p)
     if (!err)
         err = set_geometry(s, conf);
     if (!err)
+        err = set_namespace(s, conf);
+    if (!err)
         err = open_device(s, conf);
     if (!err)
         err = spell_pipeline(s, conf);
@@ -210,6 +229,11 @@ int ucm_store_open(ucm_conf *conf, ucm_store **store_p)
 static ucm_store *store_of(const struct ucm_geometry *geo)
 {
     return CONTAINER_OF(geo, ucm_store, geo);
+}
+
+const struct ucmi_key *ucmi_store_key(const struct ucm_geometry *geo)
+{
+    return &store_of(geo)->key;
 }
 
 void ucmi_store_hold(const struct ucm_geometry *geo)
@@ -231,6 +255,7 @@ void ucmi_store_release(const struct ucm_geometry *geo)
     }
     if (s->options)
         ucmi_plugin_free(&ucmi_store_plugin, s->options);
+    ucmi_key_wipe(&s->key);
     free(s);
 }
 

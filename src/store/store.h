@@ -7,6 +7,7 @@
 #define UCMI_STORE_H
 
 #include "base/base.h"
+#include "store/seal.h"
 
 enum {
     UCMI_MAX_TIERS = 4,
@@ -20,13 +21,14 @@ const struct ucm_tier_ops *ucmi_find_tier(const char *name);
 const struct ucm_dev_ops *ucmi_find_dev(const char *name);
 
 struct ucmi_store_options { /* the table is in store.c */
-    const char *pipeline, *ns, *device;
+    const char *pipeline, *ns, *device, *key_file;
     int64_t block_size, shard_size, rank, ranks, timeout_ms, lookup_timeout_ms, device_id;
 };
 extern const struct ucm_plugin ucmi_store_plugin;
 
 struct ucm_store {
     struct ucm_geometry geo;
+    struct ucmi_key key; /* integrity_key_file */
     struct ucm_counters counters;
     struct ucm_tier tiers[UCMI_MAX_TIERS]; /* [0] is the fastest */
     unsigned ntiers;                       /* how many are spelled */
@@ -48,6 +50,8 @@ struct ucm_map {
 /* A tier that cannot end, because storage does not give back what it was lent, keeps its store. */
 void ucmi_store_hold(const struct ucm_geometry *geo);
 void ucmi_store_release(const struct ucm_geometry *geo);
+
+const struct ucmi_key *ucmi_store_key(const struct ucm_geometry *geo);
 
 void ucmi_map_ref(ucm_map *map);
 

@@ -94,7 +94,7 @@ static int read_on(struct ucmi_table *t, void *buf, size_t size)
     int err = 0;
     for (bool moved = true; !err && moved;) { /* behind MOVED it goes on if the rename failed */
         moved = false;
-        err = ucmi_journal_read(t->fd, buf, size, &t->pos, &moved, note, t);
+        err = ucmi_journal_read(t->seal, t->fd, buf, size, &t->pos, &moved, note, t);
         t->records += moved;
         t->moved |= moved;
     }
@@ -108,6 +108,17 @@ static bool same_file(int a, int b)
     return fstat(a, &x) == 0 && fstat(b, &y) == 0 && x.st_ino == y.st_ino && x.st_dev == y.st_dev;
 }
 
+/* By its directory's name, which is that of all that may be in it. */
+static int choose_seal(struct ucmi_table *t, const struct ucmi_journal_header *head)
+{
+    char ns[2 * sizeof head->ns + 1];
+    ucmi_hex(head->ns, sizeof head->ns, ns);
+    if (strcmp(ns, t->ns) != 0)
+        return -ENOTSUP;
+    t->seal = ucmi_seal_of(t->given, head->ns);
+    return t->seal ? 0 : -ENOKEY;
+}
+
 /* fd is of another file than the one read before, if any. */
 static int change_file(struct ucmi_table *t, int fd, struct ucmi_journal_header *head, void *buf,
                        size_t size)
@@ -115,6 +126,8 @@ static int change_file(struct ucmi_table *t, int fd, struct ucmi_journal_header 
     int had = t->fd, err = had ? read_on(t, buf, size) : 0;
     if (!err)
         err = ucmi_journal_header_read(fd, head);
+    if (!err)
+        err = choose_seal(t, head);
     if (err < 0)
         return err;
     if (had && t->moved && head->base + 1 == t->pos.seq && head->slots == t->slots) {
@@ -174,5 +187,5 @@ void ucmi_table_free(struct ucmi_table *t)
     forget_all(t);
     if (t->fd)
         close(t->fd);
-    *t = (struct ucmi_table){0};
+    *t = (struct ucmi_table){.ns = t->ns, .given = t->given, .also = t->also, .arg = t->arg};
 }

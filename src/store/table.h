@@ -13,18 +13,21 @@ struct ucmi_table {
     size_t n, cap;
     uint32_t slots; /* in a segment */
     uint64_t records;
-    uint64_t told; /* what came up to this seq repeats what was before: it answers nothing */
-    bool failed;   /* out of memory */
-    int fd;        /* of the journal; 0: not read yet */
+    uint64_t told;  /* what came up to this seq repeats what was before: it answers nothing */
+    bool failed;    /* out of memory */
+    const char *ns; /* the name of its namespace's directory */
+    const struct ucmi_seal *given, *seal; /* what the caller has; what its sums are made by */
+    int fd;                               /* of the journal; 0: not read yet */
     bool moved;
     struct ucmi_jpos pos;
     ucmi_record_fn *also; /* gets the records of no place, or NULL */
     void *arg;
 };
 
-/* Reads the journal in the directory, or what has come since the last time, into t, which is zero
- * at first; its header to head (page-aligned).  buf: page-aligned, size a multiple of the page.  0,
- * or -errno: then t holds what could be read. */
+/* Reads the journal in the directory, or what has come since the last time, into t, of which at
+ * first only ns and given are set; its header to head (page-aligned).  buf: page-aligned, size a
+ * multiple of the page.  0, or -errno: then t holds what could be read.  -ENOKEY: nothing but head,
+ * it is sealed with a key that was not given. */
 int ucmi_table_read(struct ucmi_table *t, int dir, struct ucmi_journal_header *head, void *buf,
                     size_t size);
 /* The first in or behind that slot: an index into v, n at the end. */

@@ -198,7 +198,7 @@ static void find_dels(const struct crash_op *op, struct crash_fate *v, const ucm
     struct ucmi_record r;
     for (uint64_t off = 0; off + sizeof r <= op->len; off += sizeof r) {
         memcpy(&r, op->data + off, sizeof r);
-        if (r.op != UCMI_DEL || !ucmi_record_check(&r))
+        if (r.op != UCMI_DEL || !ucmi_record_check(&ucmi_plain, &r))
             continue;
         for (size_t k = 0; k < n; k++) /* it is written again with each page it lies in */
             if (!memcmp(&keys[k], &r.key, sizeof r.key))

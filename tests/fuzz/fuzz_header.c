@@ -14,7 +14,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 static bool slot_ok(const void *page)
 {
     const struct ucmi_slot_header *h = page;
-    if (ucmi_slot_header_check(h) < 0)
+    if (ucmi_slot_header_check(&ucmi_plain, h) < 0)
         return false;
     MUST(h->nshards > 0 && h->nshards <= UCMI_MAX_SHARDS && h->shard_size > 0);
     return true;
@@ -50,7 +50,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     slot_ok(&page);
     journal_ok(&page);
 
-    ucmi_slot_header_seal(&page.slot);
+    ucmi_slot_header_seal(&ucmi_plain, &page.slot);
     slot_ok(&page);
     page.bytes[bit / 8] ^= (uint8_t)(1 << bit % 8);
     MUST(!slot_ok(&page));

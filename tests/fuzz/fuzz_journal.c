@@ -38,7 +38,7 @@ int LLVMFuzzerInitialize(int *argc, char ***argv)
 static void note(void *arg, const struct ucmi_record *r)
 {
     struct seen *s = arg;
-    MUST(ucmi_record_check(r));
+    MUST(ucmi_record_check(&ucmi_plain, r));
     MUST(r->seq == s->last.seq + 1 || s->n == 0);
     MUST(r->epoch >= s->last.epoch);
     MUST(r->epoch == s->last.epoch || r->op == UCMI_EPOCH);
@@ -52,7 +52,7 @@ static struct seen parse(const uint8_t *p, size_t size, struct ucmi_jpos *pos)
 {
     struct seen s = {0};
     bool moved = false;
-    size_t used = ucmi_journal_parse(p, size, pos, &moved, note, &s);
+    size_t used = ucmi_journal_parse(&ucmi_plain, p, size, pos, &moved, note, &s);
     MUST(used <= size && used % RECORD == 0);
     MUST(used / RECORD == s.n + moved);
     MUST(pos->off == first.off + used && pos->seq == first.seq + used / RECORD);
@@ -67,17 +67,18 @@ static void check(const uint8_t *data, size_t size)
 
     for (size_t end = 0; end <= size && !moved; end += 48) { /* a file that grows in odd steps */
         size_t from = stepped.off - first.off;
-        ucmi_journal_parse(data + from, end > from ? end - from : 0, &stepped, &moved, note, &s);
+        ucmi_journal_parse(&ucmi_plain, data + from, end > from ? end - from : 0, &stepped, &moved,
+                           note, &s);
     }
     if (!moved)
-        ucmi_journal_parse(data + stepped.off - first.off, size - (stepped.off - first.off),
-                           &stepped, &moved, note, &s);
+        ucmi_journal_parse(&ucmi_plain, data + stepped.off - first.off,
+                           size - (stepped.off - first.off), &stepped, &moved, note, &s);
     MUST(s.n == all.n && s.hash == all.hash && stepped.off == pos.off);
 
     MUST(pwrite(fd, data, size, UCMI_PAGE) == (ssize_t)size && !ftruncate(fd, UCMI_PAGE + size));
     s = (struct seen){0};
     moved = false;
-    MUST(ucmi_journal_read(fd, buf, UCMI_PAGE, &read, &moved, note, &s) == 0);
+    MUST(ucmi_journal_read(&ucmi_plain, fd, buf, UCMI_PAGE, &read, &moved, note, &s) == 0);
     MUST(s.n == all.n && s.hash == all.hash && read.off == pos.off);
 }
 
@@ -96,7 +97,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
             r.seq = seq++;
         r.op = (uint8_t)(r.op % 10);
         r.epoch %= 4;
-        ucmi_record_seal(&r);
+        ucmi_record_seal(&ucmi_plain, &r);
         memcpy(file + at, &r, RECORD);
     }
     check(file, size);

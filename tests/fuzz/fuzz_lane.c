@@ -105,7 +105,7 @@ static void read_real(void)
     int fd = open(path, O_RDONLY | O_CLOEXEC);
     MUST(ucmi_journal_header_read(fd, &real.head.h) == 0);
     struct ucmi_jpos pos = ucmi_jpos_first(&real.head.h);
-    MUST(ucmi_journal_read(fd, buf, sizeof buf, &pos, &moved, keep, NULL) == 0);
+    MUST(ucmi_journal_read(&ucmi_plain, fd, buf, sizeof buf, &pos, &moved, keep, NULL) == 0);
     close(fd);
     lane_path(top, "seg-000000", path, sizeof path);
     fd = open(path, O_RDONLY | O_CLOEXEC);
@@ -279,7 +279,7 @@ static void change_slot(struct lane *l, struct input *in)
     case 8: *h = l->slot[v % BLOCKS]; break;
     default: memset(h, (int)v, sizeof *h);
     }
-    ucmi_slot_header_seal(h);
+    ucmi_slot_header_seal(&ucmi_plain, h);
     for (size_t i = 0; i < l->n && pick(in, 2); i++) /* and the records say so */
         if (l->r[i].op == UCMI_PUT && l->r[i].slot == at)
             l->r[i].header_sum = (uint32_t)h->sum;
@@ -324,7 +324,7 @@ static void write_journal(const struct lane *l, int dir, const char *file)
     for (size_t i = 0; i < l->n; i++) {
         struct ucmi_record r = l->r[i];
         r.seq = l->raw_seq ? r.seq : h.base + 1 + i;
-        ucmi_record_seal(&r);
+        ucmi_record_seal(&ucmi_plain, &r);
         memcpy(buf + UCMI_PAGE + i * sizeof r, &r, sizeof r);
     }
     write_file(dir, file, buf, UCMI_PAGE + l->n * sizeof l->r[0], l->journal_len);

@@ -182,7 +182,7 @@ static void slots_that_are_only_named_cost_nothing(void **state)
     for (uint32_t i = 0; i < 256; i++)
         v[1 + i] = (struct ucmi_record){
             .op = UCMI_PUT, .key = key_of(i), .segment = i, .slot = h.slots - 1, .depth = i};
-    ucmi_jtail_lay(&tail, v, 257, page);
+    ucmi_jtail_lay(&ucmi_plain, &tail, v, 257, page);
     assert_int_equal(pwrite(fd, &h, sizeof h, 0), sizeof h);
     assert_int_equal(pwrite(fd, page, sizeof page, UCMI_PAGE), sizeof page);
     close(fd);

@@ -42,7 +42,7 @@ static void append(struct journal *j, enum ucmi_op op, uint32_t epoch, size_t n)
     for (size_t i = 0; i < n; i++)
         v[i] = (struct ucmi_record){
             .op = op, .epoch = epoch, .depth = (uint32_t)(j->tail.pos.seq + i)};
-    ucmi_jtail_lay(&j->tail, v, n, buf);
+    ucmi_jtail_lay(&ucmi_plain, &j->tail, v, n, buf);
     memcpy(j->file + off, buf, span);
     ucmi_jtail_advance(&j->tail, n, buf);
 }
@@ -63,7 +63,8 @@ static uint64_t count(const uint8_t *file, struct ucmi_jpos *pos)
 {
     struct seen s = {0};
     bool moved = false;
-    ucmi_journal_parse(file + pos->off, PAGES * UCMI_PAGE - pos->off, pos, &moved, note, &s);
+    ucmi_journal_parse(&ucmi_plain, file + pos->off, PAGES * UCMI_PAGE - pos->off, pos, &moved,
+                       note, &s);
     return s.n;
 }
 
@@ -157,21 +158,21 @@ static void only_an_epoch_record_changes_the_epoch(void **state)
 {
     struct ucmi_jpos pos = {.off = UCMI_PAGE, .seq = 5, .epoch = 3};
     struct ucmi_record r = {.op = UCMI_PUT, .seq = 5, .epoch = 3};
-    ucmi_record_seal(&r);
-    assert_true(ucmi_jpos_follows(&pos, &r));
+    ucmi_record_seal(&ucmi_plain, &r);
+    assert_true(ucmi_jpos_follows(&ucmi_plain, &pos, &r));
     r.epoch = 4;
-    ucmi_record_seal(&r);
-    assert_false(ucmi_jpos_follows(&pos, &r));
+    ucmi_record_seal(&ucmi_plain, &r);
+    assert_false(ucmi_jpos_follows(&ucmi_plain, &pos, &r));
     r.op = UCMI_EPOCH;
-    ucmi_record_seal(&r);
-    assert_true(ucmi_jpos_follows(&pos, &r));
+    ucmi_record_seal(&ucmi_plain, &r);
+    assert_true(ucmi_jpos_follows(&ucmi_plain, &pos, &r));
     r.epoch = 3;
-    ucmi_record_seal(&r);
-    assert_false(ucmi_jpos_follows(&pos, &r)); /* the same again is not a new owner */
+    ucmi_record_seal(&ucmi_plain, &r);
+    assert_false(ucmi_jpos_follows(&ucmi_plain, &pos, &r)); /* the same again is not a new owner */
     r.epoch = 4;
     r.seq = 6;
-    ucmi_record_seal(&r);
-    assert_false(ucmi_jpos_follows(&pos, &r));
+    ucmi_record_seal(&ucmi_plain, &r);
+    assert_false(ucmi_jpos_follows(&ucmi_plain, &pos, &r));
 }
 
 static void moved_ends_the_file_for_now(void **state)
@@ -185,7 +186,7 @@ static void moved_ends_the_file_for_now(void **state)
     append(&j, UCMI_PUT, 0, 3);
     append(&j, UCMI_MOVED, 0, 1);
     append(&j, UCMI_PUT, 0, 2); /* the rename failed, the owner went on */
-    ucmi_journal_parse(j.file + pos.off, 2 * UCMI_PAGE, &pos, &moved, note, &s);
+    ucmi_journal_parse(&ucmi_plain, j.file + pos.off, 2 * UCMI_PAGE, &pos, &moved, note, &s);
     assert_true(moved);
     assert_int_equal(s.n, 4);
     assert_int_equal(count(j.file, &pos), 2);
@@ -206,7 +207,7 @@ static void files_are_read_in_any_steps(void **state)
         struct ucmi_jpos pos = first;
         struct seen s = {0};
         bool moved = false;
-        assert_int_equal(ucmi_journal_read(fd, buf, size, &pos, &moved, note, &s), 0);
+        assert_int_equal(ucmi_journal_read(&ucmi_plain, fd, buf, size, &pos, &moved, note, &s), 0);
         assert_int_equal(s.n, 501);
         assert_int_equal(s.last, 501);
         free(buf);
@@ -217,7 +218,7 @@ static void files_are_read_in_any_steps(void **state)
     struct ucmi_jpos pos = first;
     struct seen s = {0};
     bool moved = false;
-    assert_int_equal(ucmi_journal_read(fd, buf, UCMI_PAGE, &pos, &moved, note, &s), 0);
+    assert_int_equal(ucmi_journal_read(&ucmi_plain, fd, buf, UCMI_PAGE, &pos, &moved, note, &s), 0);
     assert_int_equal(s.n, 500);
     free(buf);
     close(fd);

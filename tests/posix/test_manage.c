@@ -390,7 +390,7 @@ static void leave_requests(const char *dir, const struct ucmi_journal_header *li
     h->base = h->summary = h->owner = 0;
     h->generation = h->epoch = 1;
     ucmi_journal_header_seal(h);
-    ucmi_jtail_lay(&tail, v, 1 + n, page);
+    ucmi_jtail_lay(&ucmi_plain, &tail, v, 1 + n, page);
     snprintf(pattern, sizeof pattern, "%s/ucm/????????*", dir);
     assert_int_equal(glob(pattern, 0, NULL, &g), 0);
     snprintf(path, sizeof path, "%s/r0-%016x", g.gl_pathv[0], number);
@@ -411,14 +411,15 @@ static void a_request_for_something_else_does_nothing(void **state)
 {
     static char buf[1 << 16] __attribute__((aligned(4096)));
     static struct ucmi_journal_header head __attribute__((aligned(4096)));
-    struct ucmi_table t = {0};
-    char path[512];
+    char path[512], ns[33];
+    struct ucmi_table t = {.ns = ns, .given = &ucmi_plain};
     ucm_store *store = open_store(*state, &shape, SMALL);
     struct memory m;
     memory_new(&m, store, &shape, 1);
     dump_all(store, &m, 0);
     dump_all(store, &m, 1);
     lane_path(*state, "", path, sizeof path);
+    assert_int_equal(sscanf(path + strlen(*state), "/ucm/%32[^/]", ns), 1);
     int dir = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     assert_int_equal(ucmi_table_read(&t, dir, &head, buf, sizeof buf), 0);
     path[strlen(path) - 1] = '\0';

@@ -83,7 +83,7 @@ static void another_make_lies_there(int fd)
     struct ucmi_slot_header h;
     assert_int_equal(pread(fd, &h, sizeof h, 2 * SLOT), sizeof h);
     h.depth += 1;
-    ucmi_slot_header_seal(&h);
+    ucmi_slot_header_seal(&ucmi_plain, &h);
     assert_int_equal(pwrite(fd, &h, sizeof h, 2 * SLOT), sizeof h);
 }
 

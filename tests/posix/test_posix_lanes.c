@@ -160,10 +160,11 @@ static void moved_without_a_rename_is_no_end(void **state)
     void *buf = aligned_alloc(UCMI_PAGE, UCMI_PAGE);
     int fd = open_journal(*state, &h);
     struct ucmi_jpos pos = ucmi_jpos_first(&h);
-    assert_int_equal(ucmi_journal_read(fd, buf, UCMI_PAGE, &pos, &moved, keep_last, &last), 0);
+    assert_int_equal(
+        ucmi_journal_read(&ucmi_plain, fd, buf, UCMI_PAGE, &pos, &moved, keep_last, &last), 0);
     last.op = UCMI_MOVED;
     last.seq++;
-    ucmi_record_seal(&last);
+    ucmi_record_seal(&ucmi_plain, &last);
     assert_int_equal(pwrite(fd, &last, sizeof last, (off_t)pos.off), sizeof last);
     close(fd);
     free(buf);

@@ -289,6 +289,8 @@ static void run(struct model *m, double seconds)
     ts_opt(&m->opts, "timeout_ms", "5000");
     ts_opt(&m->opts, "@entries", "%d", MAX_RANGE);
     ts_opt(&m->opts, "cache_buffer_capacity_gb", "0.0078125");
+    if (m->seed / 4 % 2)
+        ts_opt_key(&m->opts, m->dir);
     if (m->capacity_mb)
         ts_opt(&m->opts, "posix_capacity_gb", "%.9f", m->capacity_mb / 1024.0);
     for (unsigned i = 0; i < m->processes; i++)

@@ -260,6 +260,8 @@ static void one_trial(const struct row *row, uint64_t *rnd)
         ts_opt(&t.o, "posix_io_engine", "%s", row->engine);
         ts_opt(&t.o, "io_direct", "%s", row->direct ? "true" : "false");
         ts_opt(&t.o, "posix_segment_mb", "4");
+        if (!ts_below(rnd, 4))
+            ts_opt_key(&t.o, dir);
         ts_opt(&t.o, "posix_sync", "%s", syncs[ts_below(rnd, 8) % TS_LEN(syncs)]);
     }
     if (cache) { /* room for what is dumped, were it all in two sets */

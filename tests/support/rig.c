@@ -5,6 +5,7 @@
  * test program, because its memory can never be given back.
  */
 #include <errno.h>
+#include <fcntl.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -210,6 +211,19 @@ void ts_opt(struct ts_opts *o, const char *key, const char *fmt, ...)
     if ((size_t)snprintf(o->text + len, sizeof o->text - len, "%s=%s\n", key, value) >=
         sizeof o->text - len)
         ts_die("the options of a rig are too long");
+}
+
+void ts_opt_key(struct ts_opts *o, const char *dir)
+{
+    char path[512];
+    if (!TS_CAN_SEAL)
+        return;
+    snprintf(path, sizeof path, "%s/key", dir);
+    int fd = open(path, O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
+    if (fd < 0 || write(fd, "thirty-two bytes, none of random", 32) != 32)
+        ts_die("%s cannot be written", path);
+    close(fd);
+    ts_opt(o, "integrity_key_file", "%s", path);
 }
 
 long ts_opt_get(const struct ts_opts *o, const char *key, long def)

@@ -131,6 +131,8 @@ struct ts_opts {
 };
 /* Adds or replaces a line. */
 void ts_opt(struct ts_opts *o, const char *key, const char *fmt, ...) TS_PRINTF(3, 4);
+/* An integrity key, in a file in dir; nothing where the library cannot seal. */
+void ts_opt_key(struct ts_opts *o, const char *dir);
 /* 16 shards of 4 KiB, small segments; dir may be NULL for stacks without storage. */
 struct ts_opts ts_opts_for(const char *pipeline, const char *dir);
 long ts_opt_get(const struct ts_opts *o, const char *key, long def);

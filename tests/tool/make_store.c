@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * make_store DIR BLOCKS: stores that many blocks of 64 KiB below DIR, for the tests of the tool.
- * The key of block i begins with i in two bytes, its depth is i.
+ * The key of block i begins with i in two bytes, its depth is i.  Takes options from the
+ * environment.
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -55,7 +56,9 @@ int main(int argc, char **argv)
     ucm_conf_set(conf, "namespace", "tests of the tool");
     ucm_conf_set(conf, "block_size", "65536");
     ucm_conf_set(conf, "shard_size", "16384");
-    int err = ucm_store_open(conf, &store);
+    int err = ucm_conf_env(conf);
+    if (!err)
+        err = ucm_store_open(conf, &store);
     if (err) {
         fprintf(stderr, "make_store: %s\n", ucm_conf_error(conf));
     } else {

@@ -285,6 +285,48 @@ class Store(Tool):
         self.assertEqual(state(), before)
 
 
+class Sealed(Tool):
+    """With integrity_key_file."""
+    def setUp(self):
+        self.temporary = tempfile.TemporaryDirectory()
+        self.addCleanup(self.temporary.cleanup)
+        self.dir, self.key = Path(self.temporary.name, "backend"), Path(self.temporary.name, "key")
+        self.dir.mkdir()
+        self.key.write_bytes(bytes(range(32)))
+        self.key.chmod(0o600)
+        env = dict(os.environ, UCM_INTEGRITY_KEY_FILE=str(self.key))
+        done = subprocess.run([MAKE_STORE, self.dir, str(BLOCKS)], env=env, capture_output=True, text=True)
+        if "not in this build" in done.stderr:
+            self.skipTest("built without libcrypto, so nothing can be sealed")
+        self.assertEqual(done.returncode, 0, done.stderr)
+
+    def test_with_the_key_all_is_as_ever(self):
+        key = ("--integrity-key-file", self.key)
+        self.ends(ucm("ls", *key, self.dir), GOOD, out="64 KiB")
+        self.ends(ucm("stat", *key, self.dir), GOOD, out="tests of the tool")
+        self.ends(ucm("verify", *key, self.dir), GOOD, out=f"{BLOCKS} blocks")
+        env = dict(os.environ, UCM_INTEGRITY_KEY_FILE=str(self.key))
+        done = subprocess.run([UCM, "verify", self.dir], env=env, capture_output=True, text=True)
+        self.ends(done, GOOD, out=f"{BLOCKS} blocks")
+        self.ends(ucm("pin", *key, "--all", "--for", "2h", self.dir), GOOD, out=f"{BLOCKS} blocks pinned")
+        self.ends(ucm("rm", *key, "--all", self.dir), GOOD, out=f"{BLOCKS} blocks dropped")
+
+    def test_without_it_nothing_is_told_or_changed(self):
+        for verb, status in (("ls", GOOD), ("stat", GOOD), ("verify", BAD)):
+            self.ends(ucm(verb, self.dir), status, err="1 lanes are sealed with a key that was not given")
+            self.assertEqual(json.loads(ucm(verb, "--json", self.dir).stdout).get("locked", 1), 1)
+        for words in (("rm", "--all"), ("pin", "--all", "--for", "1h"), ("gc", "--capacity-gb", "0")):
+            self.ends(ucm(*words, self.dir), BAD, out="sealed with a key that was not given: --integrity-key-file")
+        self.ends(ucm("verify", "--repair", self.dir), BAD)
+        self.ends(ucm("verify", "--integrity-key-file", self.key, self.dir), GOOD, out=f"{BLOCKS} blocks")
+
+    def test_a_key_that_cannot_be_used(self):
+        self.key.chmod(0o644)
+        for words in (("ls",), ("verify",), ("rm", "--all")):
+            self.ends(ucm(*words, "--integrity-key-file", self.key, self.dir), CANNOT,
+                      err=f"integrity_key_file: {self.key}: others than its owner may use it; chmod 600 it")
+
+
 class Bench(Tool):
     def setUp(self):
         self.temporary = tempfile.TemporaryDirectory()
