@@ -402,7 +402,8 @@ struct ucm_tier {
     char why[512]; /* open, on failure: what is wrong and what to do */
 };
 struct ucm_lookup { /* one call of ucm_lookup*, which may ask for some keys and ranks at a time */
-    int up_to_date; /* what others have published before the call has been read, or waited for */
+    int up_to_date; /* what others have published before the call has been read, or waited for:
+                     * a lookup that finds this set does not block */
 };
 struct ucm_tier_ops {
     struct ucm_plugin p;

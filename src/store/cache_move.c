@@ -483,6 +483,16 @@ static void job_over(struct job *j)
     free(j);
 }
 
+/* A block that is always found in DRAM must not look cold to the tier below, which would evict it:
+ * it is looked up there as well, in what that tier knows without waiting. */
+static void used(struct cache *c, const struct ucm_slice *s)
+{
+    struct ucm_tier *next = c->t->next;
+    struct ucm_lookup call = {.up_to_date = 1};
+    uint8_t found = 0;
+    next->ops->lookup(next, &s->key, 1, c->geo->rank, 1, &found, &call);
+}
+
 /* Without the lock: the parts in fin are nobody else's.  The books are closed before the sender
  * hears of the end, so that it finds the room that it has given back. */
 static void tell(struct cache *c, struct link *fin)
@@ -502,6 +512,8 @@ static void tell(struct cache *c, struct link *fin)
             pthread_mutex_unlock(&c->lock);
             continue;
         }
+        if (!dump && !err && s->shard == 0)
+            used(c, s);
         if (atomic_fetch_sub(&j->left, 1) == 1)
             job_over(j);
         if (!told)

@@ -261,7 +261,7 @@ static void below_lookup(struct ucm_tier *t, const ucm_key *keys, size_t n, uint
 {
     struct below *b = CONTAINER_OF(t, struct below, tier);
     pthread_mutex_lock(&b->lock);
-    while (b->deaf)
+    while (b->deaf && !call->up_to_date)
         ucmi_cond_wait(&b->change, &b->lock, UINT64_MAX);
     for (size_t i = 0; i < n; i++)
         if (!found[i] && stored_find(b, &keys[i]))

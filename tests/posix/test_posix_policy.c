@@ -105,6 +105,29 @@ static void a_lookup_is_a_use(void **state)
     ucm_store_close(store);
 }
 
+/* The tier above asks the disk for nothing, and keeps it informed. */
+static void what_is_loaded_from_dram_is_used(void **state)
+{
+    enum { HALF = 16 }; /* more than go at a time */
+    ucm_store *store = open_store(*state, &shape,
+                                  "posix_capacity_gb=0.0015 store_pipeline=Cache|Posix "
+                                  "cache_buffer_capacity_gb=0.01");
+    for (uint64_t i = 0; i < 2 * HALF; i++)
+        one(store, true, i);
+    wait_ticks(20);
+    double hits = metric(store, "cache_hits_total");
+    for (uint64_t i = 0; i < HALF; i++)
+        one(store, false, i);
+    assert_int_equal(metric(store, "cache_hits_total"), hits + HALF);
+    wait_ticks(1);
+    fill(store);
+    ucm_store_close(store); /* and the DRAM with it */
+    store = open_store(*state, &shape, options);
+    assert_int_equal(count_found(store, 0, HALF), HALF);
+    assert_true(count_found(store, HALF, HALF) < HALF);
+    ucm_store_close(store);
+}
+
 static void who_comes_back_has_been_used_again(void **state)
 {
     ucm_store *store = open_store(*state, &shape, options);
@@ -142,6 +165,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         TEST(what_was_used_again_outlives_what_was_not),
         TEST(a_lookup_is_a_use),
+        TEST(what_is_loaded_from_dram_is_used),
         TEST(who_comes_back_has_been_used_again),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
