@@ -9,8 +9,11 @@ from __future__ import annotations
 import ast
 import importlib.abc
 import importlib.machinery
-import importlib.util
+import multiprocessing
 import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -20,7 +23,8 @@ V1 = "vllm.distributed.kv_transfer.kv_connector.v1"
 REAL = {f"{V1}.base", f"{V1}.metrics", "vllm.v1.outputs", "vllm.v1.kv_cache_interface", "vllm.v1.kv_cache_layout",
         "vllm.v1.kv_cache_spec_registry", "vllm.v1.core.sched.output", "vllm.v1.metrics.cache_hit_source",
         "vllm.utils.math_utils", "vllm.v1.kv_offload.base", "vllm.v1.kv_offload.config",
-        "vllm.v1.kv_offload.file_mapper", "vllm.v1.kv_offload.tiering.base"}
+        "vllm.v1.kv_offload.file_mapper", "vllm.v1.kv_offload.tiering.base",
+        "vllm_ascend.distributed.kv_transfer.kv_pool.ucm_connector"}
 OTHERS = ("torch", "prometheus_client", "typing_extensions")  # never the real ones
 # What is used of modules that are not real, where anything will not do.
 GIVEN = {"typing_extensions": {"override": lambda method: method},
@@ -95,7 +99,7 @@ class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
     def find_spec(self, name: str, path: Any, target: Any = None) -> Any:
         root = name.split(".")[0]
-        if root == "vllm":
+        if root in ("vllm", "vllm_ascend"):
             if self._source.path(name) is None and not self._source.is_package(name):
                 return None
         elif root not in OTHERS:
@@ -123,3 +127,26 @@ def install(source: Source) -> None:
     for name in stale:
         del sys.modules[name]
     sys.meta_path.insert(0, Finder(source))
+
+
+def run(archives: list[Path], work: Callable, *args: Any) -> Any:
+    """What work(*args) returns in a process that has that vLLM."""
+    ours, theirs = multiprocessing.Pipe()
+    child = multiprocessing.get_context("fork").Process(target=_child, args=(theirs, archives, work, args))
+    child.start()
+    theirs.close()
+    try:
+        good, value = ours.recv()
+    except EOFError:
+        good, value = False, "the process died"
+    child.join()
+    assert good, value
+    return value
+
+
+def _child(pipe: Any, archives: list[Path], work: Callable, args: tuple) -> None:
+    try:
+        install(Source(*archives))
+        pipe.send((True, work(*args)))
+    except BaseException:
+        pipe.send((False, traceback.format_exc()))

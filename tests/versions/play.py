@@ -63,26 +63,28 @@ class Request:
 
 
 class Engine:
-    """One life: a scheduler and one worker.  caches: layer -> tensors, one or several."""
+    """One life: a scheduler and one worker.  caches: layer -> tensors, one or several.  connector: a class
+    around ours."""
 
-    def __init__(self, directory: Path, caches: dict[str, list[np.ndarray]], **options: Any):
+    def __init__(self, directory: Path, caches: dict[str, list[np.ndarray]], connector: type | None = None):
         from ucm.integration.vllm.ucm_connector import UCMConnector
         from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorBase_V1, KVConnectorRole
 
         self.caches = caches
         self._has = set(dir(KVConnectorBase_V1))
-        config, kv = self._config(directory, options), self._kv_config()
-        self.worker = UCMConnector(config, KVConnectorRole.WORKER, kv)
-        self.scheduler = UCMConnector(config, KVConnectorRole.SCHEDULER, kv_cache_config=kv)
+        config, kv = self._config(directory), self._kv_config()
+        make_one = connector or UCMConnector
+        self.worker = make_one(config, KVConnectorRole.WORKER, kv)
+        self.scheduler = make_one(config, KVConnectorRole.SCHEDULER, kv_cache_config=kv)
         tensors = {n: tuple(map(Tensor, c)) for n, c in caches.items()}
         self.worker.register_kv_caches({n: t if len(t) > 1 else t[0] for n, t in tensors.items()})
 
     @staticmethod
-    def _config(directory: Path, options: dict[str, Any]) -> Any:
+    def _config(directory: Path) -> Any:
         model = SimpleNamespace(hf_config=SimpleNamespace(to_dict=lambda: {"layers": LAYERS}), dtype="float32",
                                 quantization=None, model="none", revision=None)
         extra = {"storage_backends": str(directory), "store_pipeline": "Posix", "posix_segment_mb": 1,
-                 "chunk_tokens": CHUNK, "model_id": str(directory), "use_layerwise": True, **options}
+                 "chunk_tokens": CHUNK, "model_id": str(directory), "use_layerwise": True}
         return SimpleNamespace(
             kv_transfer_config=SimpleNamespace(kv_role="kv_both", kv_connector_extra_config=extra),
             model_config=model, parallel_config=SimpleNamespace(tensor_parallel_size=1, pipeline_parallel_size=1),
@@ -156,7 +158,12 @@ class Engine:
         return make(KVConnectorOutput, **known)
 
     def finish(self, request: Request, blocks: list[int]) -> None:
-        delay, parameters = self.scheduler.request_finished(request, blocks)
+        from vllm.distributed.kv_transfer.kv_connector.v1.base import SupportsHMA
+
+        if isinstance(self.scheduler, SupportsHMA):
+            delay, parameters = self.scheduler.request_finished_all_groups(request, (blocks,))
+        else:
+            delay, parameters = self.scheduler.request_finished(request, blocks)
         assert parameters is None
 
     def close(self) -> None:

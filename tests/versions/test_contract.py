@@ -18,9 +18,9 @@ NEWEST = VERSIONS[-1]
 def interface() -> dict[str, Any]:
     """Of this vLLM's base class and of ours: hook -> (signature, whether it takes self), or None."""
     from ucm.integration.vllm.ucm_connector import UCMConnector
-    from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorBase_V1
+    from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorBase_V1, SupportsHMA
 
-    base = signatures(KVConnectorBase_V1)
+    base = {**signatures(SupportsHMA), **signatures(KVConnectorBase_V1)}
     return {"missing": sorted(UCMConnector.__abstractmethods__), "base": base, "ours": signatures(UCMConnector),
             "overridden": {n for n in vars(UCMConnector) if not n.startswith("_")},
             "abstract": set(KVConnectorBase_V1.__abstractmethods__)}

@@ -87,7 +87,7 @@ def derive(vllm_config: VllmConfig, kv_cache_config: KVCacheConfig, chunk_tokens
     )
 
 
-def check_tensors(geometry: Geometry, tensors: list[torch.Tensor], nshards: int, layer_bytes: int) -> None:
+def check_tensors(geometry: Geometry, layers: list[Any], nshards: int, layer_bytes: int) -> None:
     """The worker's tensors are what the specs promised, or the engine must not start: blocks would be
     stored under the name of another layout."""
     if nshards != len(geometry.layers) or layer_bytes * geometry.ratio != geometry.shard_size:
@@ -95,9 +95,11 @@ def check_tensors(geometry: Geometry, tensors: list[torch.Tensor], nshards: int,
             f"the KV cache tensors hold {nshards} layers of {layer_bytes} bytes for {geometry.engine_tokens} "
             f"tokens, vLLM's KV cache specs say {len(geometry.layers)} of "
             f"{geometry.shard_size // geometry.ratio}: this attention backend is not supported yet")
-    for t in tensors:
+    for t in (t for layer in layers for t in (layer if isinstance(layer, (tuple, list)) else [layer])):
         if t.dim() == 4 and t.shape[1] > 1 and t.shape[2] > 1:
-            order = "HNC" if t.stride(1) > t.stride(2) else "NHC"
+            # [block, heads, tokens, content] but on Ascend, which has tokens before heads.
+            tokens_first = t.shape[1] == geometry.engine_tokens != t.shape[2]
+            order = "HNC" if (t.stride(1) > t.stride(2)) != tokens_first else "NHC"
             if order != geometry.page_order:
                 raise Unsupported(
                     f"the KV cache tensors are in {order} order, vLLM's configuration says "
@@ -109,6 +111,9 @@ def _check_supported(vllm_config: VllmConfig, kv_cache_config: KVCacheConfig) ->
     if device != "cpu":
         raise Unsupported(f"ucm serves KV caches in host memory (the CPU platform) only, so far; "
                           f"this engine's are on '{device}'")
+    if kv_cache_config is None:
+        raise Unsupported("whoever made this connector did not give it the KV cache's configuration; "
+                          "of vllm-ascend, take vllm-ascend 0.23 or later")
     parallel = vllm_config.parallel_config
     for name in ("tensor_parallel_size", "pipeline_parallel_size", "prefill_context_parallel_size",
                  "decode_context_parallel_size"):

@@ -118,6 +118,10 @@ class UCMConnector(KVConnectorBase_V1):
                                 self._scheduler.prompt_keys(request))
         return self._scheduler.finished(request), None
 
+    def request_finished_all_groups(self, request: Request,
+                                    block_ids: tuple[list[int], ...]) -> tuple[bool, dict[str, Any] | None]:
+        return self.request_finished(request, block_ids[0])  # vllm-ascend asks so, also with one group
+
     # ---- worker ----
 
     def register_kv_caches(self, kv_caches: dict[str, torch.Tensor]) -> None:
