@@ -10,7 +10,7 @@ MESON := $(VENV)/bin/meson
 TESTS := $(MESON) test --print-errorlogs --no-rebuild --timeout-multiplier 5
 
 .DEFAULT_GOAL := build
-.PHONY: build demo test check test-c test-python test-contract test-e2e test-vllm test-nfs asan tsan fuzz model stress soak coverage bench docs fmt wheel clean help
+.PHONY: build demo test check test-c test-python test-contract test-e2e test-vllm test-nfs asan tsan fuzz model campaign stress soak coverage bench docs fmt wheel clean help
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -86,6 +86,10 @@ fuzz: build-fuzz/build.ninja ## each fuzz target for FUZZ_SECONDS (30)
 MODEL_SECONDS ?= 600
 model: build ## random work by several processes against a dictionary, MODEL_SECONDS (600)
 	$(BUILD)/tests/store/model --seconds $(MODEL_SECONDS)
+CAMPAIGN_KILLS ?= 1000
+CAMPAIGN_BLOCKS ?= 100000
+campaign: build ## kill -9, CAMPAIGN_KILLS (1000) times over CAMPAIGN_BLOCKS (100000) blocks; ends with JSON
+	UC_LOGGER_LEVEL=$(or $(UC_LOGGER_LEVEL),error) $(BUILD)/tests/store/campaign --kills $(CAMPAIGN_KILLS) --blocks $(CAMPAIGN_BLOCKS)
 STRESS_SECONDS ?= 600
 stress: build ## failing storage, failing memory and crashes over all engines and tiers, STRESS_SECONDS (600); ends with JSON
 	UC_LOGGER_LEVEL=$(or $(UC_LOGGER_LEVEL),error) $(BUILD)/tests/fault/stress --seconds $(STRESS_SECONDS)
