@@ -12,7 +12,7 @@
 #include <inttypes.h>
 #include <stdlib.h>
 
-enum { QUARANTINE_MS = 30000 }; /* the I/O of a killed process has long ended by then */
+enum { QUARANTINE_MS = 30000 }; /* the I/O of a killed process has long ended by then, one hopes */
 
 struct options { /* the tier's private state; what outlives a close that cannot wait is apart */
     double capacity_gb;
@@ -50,6 +50,7 @@ static int open_pool(struct ucm_tier *t, struct cache *c)
         .bytes = (uint64_t)(o->capacity_gb * (double)(1 << 30)),
         .block_size = geo->block_size,
         .shard_size = geo->shard_size,
+        .fixed = geo->dev->pin != NULL,
         .quarantine_ms = QUARANTINE_MS,
         .counters = t->counters,
     };

@@ -503,7 +503,7 @@ unsigned ucmi_pool_parole(struct ucmi_pool *p, uint32_t slot, uint64_t now_ns)
     struct ucmi_pool_meta *m = &p->metas[slot];
     uint64_t word = atomic_load(&m->word);
     if (state_of(word) != UCMI_SLOT_QUARANTINE || atomic_load(&m->holders) ||
-        now_ns < atomic_load(&m->since_ns) + p->quarantine_ns)
+        !ucmi_pool_renew(p, slot, now_ns >= atomic_load(&m->since_ns) + p->quarantine_ns))
         return 0;
     if (!atomic_compare_exchange_strong(&m->word, &word,
                                         make_word((word >> 16) + 1, p->me, UCMI_SLOT_CLAIMED)))

@@ -20,11 +20,13 @@
  *     CLAIMED    -> FILLING                  the key is written; others can see who fills the block
  *     FILLING    -> READY                    ucmi_pool_publish
  *     FILLING    -> CLAIMED -> FREE          ucmi_pool_drop
- *     FILLING of a dead owner -> QUARANTINE -> (time) CLAIMED -> FREE          ucmi_pool_sweep
+ *     FILLING of a dead owner -> QUARANTINE -> CLAIMED -> FREE                 ucmi_pool_sweep
  *
  * What must hold:
  *   - The bytes of a slot are written only by the owner of its word, in state FILLING, and read
- * only in FILLING by the owner or under a pin.
+ * only in FILLING by the owner or under a pin.  An owner that lives, stopped or not, keeps it.
+ *   - What a dead owner has sent for may still come.  Its slot leaves QUARANTINE with new pages in
+ * place of those, or, where a device knows the old ones by address, after a time.
  *   - A pin is a bit of meta.holders.  Who evicts sets EVICTING, then reads holders; who pins sets
  * its bit, then reads the word.  One of them sees the other and backs off.
  *   - Who fills a block publishes its claim (FILLING, with tag and key), then looks for another
@@ -81,6 +83,7 @@ struct ucmi_pool_head {
     _Atomic uint64_t magic; /* written when all the rest is in place */
     struct ucmi_pool_layout layout;
     _Atomic uint64_t members;     /* indexes that may have left something in the metas */
+    _Atomic uint64_t fixed;       /* those whose device knows the pages: they stay what they are */
     _Atomic uint32_t quarantined; /* slots in QUARANTINE */
     _Atomic int64_t ready;        /* slots in READY */
     _Atomic uint32_t busy[UCMI_POOL_MEMBERS]; /* slots each member fills or writes down */
@@ -121,7 +124,9 @@ struct ucmi_pool_spec {
     uint64_t bytes;  /* 0: what the machine can give */
     uint8_t ns[16];
     uint64_t block_size, shard_size;
-    uint32_t quarantine_ms; /* how long the I/O of a killed process may still be on its way */
+    bool fixed; /* a device is going to know the pages by address */
+    uint32_t
+        quarantine_ms; /* how long the I/O of a killed process may be on its way to such pages */
     struct ucm_counters *counters;
 };
 /* Joins the pool of the namespace or makes it.  A pool that cannot be shared (made by another
@@ -218,5 +223,9 @@ unsigned ucmi_pool_reclaim(struct ucmi_pool *p, uint32_t slot, uint64_t dead);
 void ucmi_pool_disown(struct ucmi_pool *p, uint32_t slot, uint64_t gone);
 /* A slot whose quarantine is over becomes FREE; 1 if so. */
 unsigned ucmi_pool_parole(struct ucmi_pool *p, uint32_t slot, uint64_t now_ns);
+/* For pool.c, with the gate held: new pages for a slot that nobody uses.  What is on its way into
+ * the old ones ends there.  False: it has them still, or none, for lack of space; with `keep` the
+ * old ones will do. */
+bool ucmi_pool_renew(struct ucmi_pool *p, uint32_t slot, bool keep);
 
 #endif

@@ -37,7 +37,7 @@
 #endif
 
 enum {
-    VERSION = 5,
+    VERSION = 6,
     GATE = UCMI_POOL_MEMBERS,
     GATE_STEP_MS = 2,
     NICE = 10,
@@ -312,6 +312,17 @@ void ucmi_pool_touch(struct ucmi_pool *p, uint32_t slot)
     madvise(ucmi_pool_memory(p, slot), p->layout.pitch, MADV_POPULATE_WRITE);
 }
 
+/* On tmpfs to punch a hole takes pages out of the file, whoever holds on to them; a huge page that
+ * is held stays, and shows as data.  Space that others take meanwhile is asked for again. */
+bool ucmi_pool_renew(struct ucmi_pool *p, uint32_t slot, bool keep)
+{
+    off_t at = ucmi_pool_memory(p, slot) - (char *)p->head, len = (off_t)p->layout.pitch, data;
+    bool fresh = !atomic_load(&p->head->fixed) &&
+                 fallocate(p->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, at, len) == 0 &&
+                 ((data = lseek(p->fd, at, SEEK_DATA)) >= at + len || (data < 0 && errno == ENXIO));
+    return (fresh || keep) && posix_fallocate(p->fd, at, len) == 0;
+}
+
 /* ---- private memory ---- */
 
 static int open_private(struct ucmi_pool *p, const struct ucmi_pool_spec *spec, char *why,
@@ -396,6 +407,7 @@ static int make(struct ucmi_pool *p, const struct ucmi_pool_spec *spec, char *wh
     if (err)
         return err;
     atomic_store(&p->head->members, 1);
+    atomic_store(&p->head->fixed, spec->fixed);
     atomic_store(&p->head->magic, MAGIC);
     start_growing(p);
     return 0;
@@ -441,6 +453,8 @@ static int join(struct ucmi_pool *p, const struct ucmi_pool_spec *spec,
     /* Cleaned before it is used: the index may have been a dead process's. */
     sweep(p, atomic_fetch_or(&p->head->members, ucmi_pool_bit(p)) & ~alive);
     grow_if_nobody_does(p, alive);
+    if (spec->fixed)
+        atomic_fetch_or(&p->head->fixed, ucmi_pool_bit(p));
     ucmi_log(UCM_INFO, SPEAKER, "joined %s: %" PRIu32 " blocks, %.3g GiB, %" PRId64 " ready%s",
              p->path, l->nslots, gib(l->size), atomic_load(&p->head->ready),
              spec->bytes && slots_in(spec, spec->bytes) != l->nslots
@@ -477,24 +491,35 @@ static void warn_if_on_disk(const struct ucmi_pool *p, const char *dir)
                  dir);
 }
 
+/* Of another user, of all users, or no file at all: the name is taken, and nothing of it is ours.
+ */
+static int taken(const struct ucmi_pool *p)
+{
+    ucmi_log(UCM_WARN, SPEAKER,
+             "%s is not a file of this user alone; this process keeps its blocks to itself",
+             p->path);
+    return -ENOTSUP;
+}
+
 static int open_file(struct ucmi_pool *p, const struct ucmi_pool_spec *spec, char *why,
                      size_t why_len)
 {
     struct stat st;
     p->fd = open(p->path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK, 0600);
-    if (p->fd < 0)
-        return ucmi_fail(why, why_len, -errno,
+    int err = p->fd < 0 ? -errno : 0;
+    bool refused = err == -EACCES || err == -EISDIR || err == -ELOOP || err == -ENXIO;
+    if (refused && fstatat(AT_FDCWD, p->path, &st, AT_SYMLINK_NOFOLLOW) == 0)
+        return taken(p);
+    if (err)
+        return ucmi_fail(why, why_len, err,
                          "cache_dir: %s: %s; give a directory in memory that this user can write "
                          "to, or set share_buffer_enable: false",
-                         spec->dir, strerrordesc_np(errno));
+                         spec->dir, strerrordesc_np(-err));
     warn_if_on_disk(p, spec->dir);
     if (fstat(p->fd, &st) == 0 && S_ISREG(st.st_mode) && st.st_uid == geteuid() &&
         !(st.st_mode & 077))
         return 0;
-    ucmi_log(UCM_WARN, SPEAKER,
-             "%s is not a file of this user alone; this process keeps its blocks to itself",
-             p->path);
-    return -ENOTSUP;
+    return taken(p);
 }
 
 static int open_shared(struct ucmi_pool *p, const struct ucmi_pool_spec *spec, char *why,
@@ -538,6 +563,7 @@ static unsigned sweep(struct ucmi_pool *p, uint64_t dead)
     unsigned changed = 0;
     if (!dead && !atomic_load(&p->head->quarantined))
         return 0;
+    atomic_fetch_and(&p->head->fixed, ~dead);
     for (uint32_t slot = 0; slot < p->layout.nslots; slot++) {
         if (dead)
             changed += ucmi_pool_reclaim(p, slot, dead);
@@ -623,6 +649,7 @@ static void leave(struct ucmi_pool *p)
         return; /* our lock goes all the same; the file is left to the next who comes */
     atomic_store(&p->head->busy[p->me], 0);
     atomic_fetch_and(&p->head->members, ~ucmi_pool_bit(p));
+    atomic_fetch_and(&p->head->fixed, ~ucmi_pool_bit(p));
     if (others_alive(p->fd))
         for (uint32_t slot = 0; slot < p->layout.nslots; slot++)
             ucmi_pool_disown(p, slot, ucmi_pool_bit(p));

@@ -7,7 +7,6 @@
 #include <unistd.h>
 
 #include "dev/dev.h"
-#include "store/pool.h"
 
 extern const struct ucm_tier_ops ucmi_tier_cache;
 
@@ -87,6 +86,104 @@ bool painted(const void *p, size_t len, const ucm_key *key, unsigned shard)
         if (w[i] != word_of(key, shard, i))
             return false;
     return true;
+}
+
+/* ---- a pool by itself ---- */
+
+struct ucm_counters pool_counters;
+
+struct ucmi_pool_spec pool_spec(const char *dir, uint8_t ns, uint32_t nslots)
+{
+    return (struct ucmi_pool_spec){
+        .dir = dir,
+        .bytes = ucmi_pool_bytes(nslots, UCMI_PAGE),
+        .ns = {ns},
+        .block_size = UCMI_PAGE,
+        .shard_size = UCMI_PAGE,
+        .counters = &pool_counters,
+    };
+}
+
+struct ucmi_pool *pool_open(const struct ucmi_pool_spec *spec)
+{
+    char why[512] = "";
+    struct ucmi_pool *p = NULL;
+    if (ucmi_pool_open(spec, &p, why, sizeof why) < 0) {
+        fprintf(stderr, "no pool: %s\n", why);
+        abort();
+    }
+    return p;
+}
+
+struct ucmi_pool *pool_in(const char *dir, uint8_t ns, uint32_t nslots)
+{
+    struct ucmi_pool_spec spec = pool_spec(dir, ns, nslots);
+    struct ucmi_pool *p = pool_open(&spec);
+    if (dir && p->fd < 0)
+        abort();
+    return p;
+}
+
+enum ucmi_pool_got pool_get(struct ucmi_pool *p, uint64_t i, uint32_t *slot)
+{
+    struct ucmi_pool_want want = {.key = key_of(i)};
+    return ucmi_pool_get(p, &want, UCMI_POOL_EVICT, slot);
+}
+
+bool pool_found(struct ucmi_pool *p, uint64_t i)
+{
+    ucm_key key = key_of(i);
+    uint8_t level = 0;
+    return !ucmi_pool_lookup(p, &key, 1, 0, 1, &level);
+}
+
+void pool_paint(struct ucmi_pool *p, uint32_t slot, uint64_t i)
+{
+    uint64_t *bytes = (uint64_t *)ucmi_pool_memory(p, slot);
+    for (size_t k = 0; k < p->layout.block_size / sizeof *bytes; k++)
+        bytes[k] = i;
+}
+
+bool pool_painted(const struct ucmi_pool *p, uint32_t slot, uint64_t i)
+{
+    const uint64_t *bytes = (const uint64_t *)ucmi_pool_memory(p, slot);
+    for (size_t k = 0; k < p->layout.block_size / sizeof *bytes; k++)
+        if (bytes[k] != i)
+            return false;
+    return true;
+}
+
+void pool_put(struct ucmi_pool *p, uint64_t i)
+{
+    uint32_t slot;
+    if (pool_get(p, i, &slot) != UCMI_POOL_CLAIMED)
+        abort();
+    pool_paint(p, slot, i);
+    ucmi_pool_publish(p, slot);
+    ucmi_pool_unpin(p, slot);
+}
+
+bool pool_right(struct ucmi_pool *p, uint64_t i)
+{
+    uint32_t slot;
+    if (pool_get(p, i, &slot) != UCMI_POOL_READY)
+        abort();
+    bool right = pool_painted(p, slot, i);
+    ucmi_pool_unpin(p, slot);
+    return right;
+}
+
+enum ucmi_slot_state pool_state(const struct ucmi_pool *p, uint32_t slot)
+{
+    return (enum ucmi_slot_state)(atomic_load(&p->metas[slot].word) & 0xff);
+}
+
+unsigned pool_count(const struct ucmi_pool *p, enum ucmi_slot_state state)
+{
+    unsigned n = 0;
+    for (uint32_t i = 0; i < p->layout.nslots; i++)
+        n += pool_state(p, i) == state;
+    return n;
 }
 
 /* ---- the tier below ---- */

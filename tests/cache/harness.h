@@ -9,6 +9,7 @@
 
 #include <stdbool.h>
 
+#include "store/pool.h"
 #include "store/store.h"
 
 #include "../test.h"
@@ -24,6 +25,27 @@ ucm_key key_of(uint64_t i);
 /* The bytes of shard `shard` of key i. */
 void paint(void *p, size_t len, const ucm_key *key, unsigned shard);
 bool painted(const void *p, size_t len, const ucm_key *key, unsigned shard);
+
+/* ---- a pool by itself ---- */
+
+extern struct ucm_counters pool_counters;
+/* Blocks of 4 KiB in one shard, no quarantine. */
+struct ucmi_pool_spec pool_spec(const char *dir, uint8_t ns, uint32_t nslots);
+/* Opens it, or fails the test, or ends the process where no test runs in it. */
+struct ucmi_pool *pool_open(const struct ucmi_pool_spec *spec);
+/* The same, of pool_spec, and shared if there is a directory. */
+struct ucmi_pool *pool_in(const char *dir, uint8_t ns, uint32_t nslots);
+enum ucmi_pool_got pool_get(struct ucmi_pool *p, uint64_t i, uint32_t *slot);
+bool pool_found(struct ucmi_pool *p, uint64_t i);
+/* Fills a slot with its key's number, or sees whether it is. */
+void pool_paint(struct ucmi_pool *p, uint32_t slot, uint64_t i);
+bool pool_painted(const struct ucmi_pool *p, uint32_t slot, uint64_t i);
+/* Dumps key i, which was not there; loads it, which was, and looks at it. */
+void pool_put(struct ucmi_pool *p, uint64_t i);
+bool pool_right(struct ucmi_pool *p, uint64_t i);
+/* How many slots are in that state. */
+unsigned pool_count(const struct ucmi_pool *p, enum ucmi_slot_state state);
+enum ucmi_slot_state pool_state(const struct ucmi_pool *p, uint32_t slot);
 
 /* ---- the tier below: a dictionary that can be slow, full and wrong ---- */
 

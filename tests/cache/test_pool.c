@@ -9,31 +9,10 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "store/pool.h"
-
-static struct ucm_counters counters;
-
-static int try_pool(const char *dir, uint8_t ns, uint32_t nslots, struct ucmi_pool **pool_p,
-                    char *why)
-{
-    struct ucmi_pool_spec spec = {
-        .dir = dir,
-        .bytes = ucmi_pool_bytes(nslots, 4096),
-        .ns = {ns},
-        .block_size = 4096,
-        .shard_size = 1024,
-        .counters = &counters,
-    };
-    return ucmi_pool_open(&spec, pool_p, why, 512);
-}
-
 static struct ucmi_pool *pool_of(const char *dir, uint8_t ns, uint32_t nslots)
 {
-    char why[512] = "";
-    struct ucmi_pool *p = NULL;
-    if (try_pool(dir, ns, nslots, &p, why) < 0)
-        fail_msg("%s", why);
-    return p;
+    struct ucmi_pool_spec spec = pool_spec(dir, ns, nslots);
+    return pool_open(&spec);
 }
 
 static enum ucmi_pool_got get(struct ucmi_pool *p, uint64_t i, uint32_t depth, uint32_t *slot)
@@ -51,16 +30,6 @@ static uint32_t put(struct ucmi_pool *p, uint64_t i, uint32_t depth)
     ucmi_pool_publish(p, slot);
     ucmi_pool_unpin(p, slot);
     return slot;
-}
-
-static bool found(struct ucmi_pool *p, uint64_t i)
-{
-    ucm_key key = key_of(i);
-    uint8_t level = 0;
-    size_t missed = ucmi_pool_lookup(p, &key, 1, 0, 7, &level);
-    assert_int_equal(missed, level ? 0 : 1);
-    assert_true(level == 0 || level == 7);
-    return level;
 }
 
 /* ---- against a model ---- */
@@ -148,7 +117,7 @@ static void model_step(struct ucmi_pool *p, struct model *m, unsigned what, int 
         ucmi_pool_unpin(p, m->slot[i]);
         m->pins[i]--;
     }
-    assert_int_equal(found(p, (uint64_t)i), m->state[i] == READY);
+    assert_int_equal(pool_found(p, (uint64_t)i), m->state[i] == READY);
 }
 
 static void agrees_with_a_model(void **state)
@@ -181,8 +150,8 @@ static void fills_before_it_evicts(void **state)
     enum { SLOTS = 4096 };
     struct ucmi_pool *p = pool_of(NULL, 1, SLOTS);
     uint64_t n = 0;
-    int64_t before = atomic_load(&counters.v[UCMI_CACHE_EVICTED]);
-    while (atomic_load(&counters.v[UCMI_CACHE_EVICTED]) == before)
+    int64_t before = atomic_load(&pool_counters.v[UCMI_CACHE_EVICTED]);
+    while (atomic_load(&pool_counters.v[UCMI_CACHE_EVICTED]) == before)
         put(p, n++, 0);
     assert_true(n > SLOTS * 95 / 100);
     ucmi_pool_close(p);
@@ -212,13 +181,13 @@ static void coldest_goes_first_tails_before_heads(void **state)
     for (uint64_t i = 0; i < 4; i++)
         atomic_store(&p->metas[put(p, i, (uint32_t)i)].tick, i == 1 ? 90 : 100);
     put(p, 10, 0);
-    assert_false(found(p, 1)); /* used longest ago */
-    assert_true(found(p, 0));
+    assert_false(pool_found(p, 1)); /* used longest ago */
+    assert_true(pool_found(p, 0));
     for (uint32_t i = 0; i < 4; i++)
         atomic_store(&p->metas[i].tick, 100);
     put(p, 11, 0);
-    assert_false(found(p, 3)); /* used together with the others, but last in its chain */
-    assert_true(found(p, 2));
+    assert_false(pool_found(p, 3)); /* used together with the others, but last in its chain */
+    assert_true(pool_found(p, 2));
     ucmi_pool_close(p);
 }
 
@@ -235,7 +204,7 @@ static void what_was_used_again_outlives_what_was_not(void **state)
     for (uint64_t i = 0; i < 4; i++)
         slot[i] = put(p, i, (uint32_t)i);
     set_last_use(p, 1);
-    assert_true(found(p, 3));                                  /* a lookup is a use */
+    assert_true(pool_found(p, 3));                             /* a lookup is a use */
     assert_int_equal(get(p, 2, 2, &slot[2]), UCMI_POOL_READY); /* so is getting it */
     ucmi_pool_unpin(p, slot[2]);
     for (int i = 0; i < 4; i++)
@@ -245,16 +214,16 @@ static void what_was_used_again_outlives_what_was_not(void **state)
     atomic_store(&p->metas[slot[3]].tick, 79);
     atomic_store(&p->head->span, (uint64_t)10 << 28 | 1); /* ticks, whatever the clock said */
     put(p, 10, 0);
-    assert_false(found(p, 3));                   /* two spans are over */
+    assert_false(pool_found(p, 3));              /* two spans are over */
     atomic_store(&p->metas[slot[3]].tick, 1000); /* where 10 is now */
     put(p, 11, 0);
-    assert_false(found(p, 1));
+    assert_false(pool_found(p, 1));
     atomic_store(&p->metas[slot[1]].tick, 1000);
     put(p, 12, 0);
-    assert_false(found(p, 0));
+    assert_false(pool_found(p, 0));
     atomic_store(&p->metas[slot[0]].tick, 1000);
     put(p, 13, 0);
-    assert_false(found(p, 2)); /* after those that were used later, but once */
+    assert_false(pool_found(p, 2)); /* after those that were used later, but once */
     ucmi_pool_close(p);
 }
 
@@ -277,7 +246,7 @@ static void uses_are_counted_once_a_tick(void **state)
     uint32_t slot = put(p, 1, 0);
     for (int i = 0; i < 3; i++) { /* leased into the future: also if a tick ends meanwhile */
         atomic_store(&p->metas[slot].tick, UINT32_MAX - 1);
-        assert_true(found(p, 1));
+        assert_true(pool_found(p, 1));
     }
     assert_int_equal(atomic_load(&p->metas[slot].again), 0);
     ucmi_pool_close(p);
@@ -289,14 +258,14 @@ static void lookup_and_use_keep_a_block(void **state)
     uint32_t slot;
     for (uint64_t i = 0; i < 4; i++)
         put(p, i, (uint32_t)i);
-    assert_true(found(p, 3)); /* the tail would go first, but is leased now */
+    assert_true(pool_found(p, 3)); /* the tail would go first, but is leased now */
     put(p, 10, 100);
-    assert_true(found(p, 3));
-    assert_false(found(p, 2)); /* which leases nothing: it was the coldest and is gone */
+    assert_true(pool_found(p, 3));
+    assert_false(pool_found(p, 2)); /* which leases nothing: it was the coldest and is gone */
     assert_int_equal(get(p, 0, 0, &slot), UCMI_POOL_READY); /* pinned: cannot go at all */
     for (uint64_t i = 20; i < 40; i++)
         put(p, i, 0);
-    assert_true(found(p, 0));
+    assert_true(pool_found(p, 0));
     ucmi_pool_unpin(p, slot);
     ucmi_pool_close(p);
 }
@@ -347,10 +316,10 @@ static void file_is_ours_alone_and_goes_with_the_last(void **state)
     assert_int_equal(st.st_mode & 0777, 0600);
     assert_int_not_equal(a->me, b->me);
     put(a, 5, 0);
-    assert_true(found(b, 5));
+    assert_true(pool_found(b, 5));
     ucmi_pool_close(a);
     assert_int_equal(count_files(*state), 1);
-    assert_true(found(b, 5));
+    assert_true(pool_found(b, 5));
     ucmi_pool_close(b);
     assert_int_equal(count_files(*state), 0);
 }
@@ -385,7 +354,7 @@ static void namespaces_do_not_meet(void **state)
     struct ucmi_pool *a = pool_of(*state, 1, 8), *b = pool_of(*state, 2, 8);
     assert_int_equal(count_files(*state), 2); /* making one leaves the living alone */
     put(a, 5, 0);
-    assert_false(found(b, 5));
+    assert_false(pool_found(b, 5));
     ucmi_pool_close(a);
     ucmi_pool_close(b);
 }
@@ -396,7 +365,7 @@ static void check_private(const char *dir)
     struct ucmi_pool *p = pool_of(dir, 1, 8);
     assert_int_equal(p->fd, -1);
     put(p, 5, 0);
-    assert_true(found(p, 5));
+    assert_true(pool_found(p, 5));
     ucmi_pool_close(p);
     assert_int_equal(count_files(dir), 1);
 }
@@ -452,7 +421,7 @@ static void size_errors_name_key_value_and_remedy(void **state)
         .dir = *state,
         .block_size = 4096,
         .shard_size = 4096,
-        .counters = &counters,
+        .counters = &pool_counters,
     };
     struct ucmi_pool *p = NULL;
     char why[512];
@@ -474,7 +443,7 @@ static void size_errors_name_key_value_and_remedy(void **state)
 static void fits_the_machine_by_default(void **state)
 {
     struct ucmi_pool_spec spec = {
-        .block_size = 1 << 20, .shard_size = 1 << 20, .counters = &counters};
+        .block_size = 1 << 20, .shard_size = 1 << 20, .counters = &pool_counters};
     struct ucmi_pool *p = NULL;
     char why[512] = "";
     long pages = sysconf(_SC_PHYS_PAGES);

@@ -12,63 +12,11 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include "store/pool.h"
-
 #ifdef __SANITIZE_THREAD__
 enum { SLOWER = 10 };
 #else
 enum { SLOWER = 1 };
 #endif
-
-static struct ucm_counters counters;
-
-static struct ucmi_pool *pool_in(const char *dir, uint8_t ns, uint32_t nslots,
-                                 uint32_t quarantine_ms)
-{
-    struct ucmi_pool_spec spec = {
-        .dir = dir,
-        .bytes = ucmi_pool_bytes(nslots, 4096),
-        .ns = {ns},
-        .block_size = 4096,
-        .shard_size = 4096,
-        .quarantine_ms = quarantine_ms,
-        .counters = &counters,
-    };
-    char why[512] = "";
-    struct ucmi_pool *p = NULL;
-    if (ucmi_pool_open(&spec, &p, why, sizeof why) < 0 || (dir && p->fd < 0)) {
-        fprintf(stderr, "no pool: %s\n", why);
-        abort();
-    }
-    return p;
-}
-
-static enum ucmi_pool_got get(struct ucmi_pool *p, uint64_t i, uint32_t *slot)
-{
-    struct ucmi_pool_want want = {.key = key_of(i)};
-    return ucmi_pool_get(p, &want, UCMI_POOL_EVICT, slot);
-}
-
-static void put(struct ucmi_pool *p, uint64_t i)
-{
-    uint32_t slot;
-    assert_int_equal(get(p, i, &slot), UCMI_POOL_CLAIMED);
-    memcpy(ucmi_pool_memory(p, slot), &i, sizeof i);
-    ucmi_pool_publish(p, slot);
-    ucmi_pool_unpin(p, slot);
-}
-
-static bool found(struct ucmi_pool *p, uint64_t i)
-{
-    ucm_key key = key_of(i);
-    uint8_t level = 0;
-    return !ucmi_pool_lookup(p, &key, 1, 0, 1, &level);
-}
-
-static enum ucmi_slot_state state_at(const struct ucmi_pool *p, uint32_t slot)
-{
-    return (enum ucmi_slot_state)(atomic_load(&p->metas[slot].word) & 0xff);
-}
 
 /* ---- races ---- */
 
@@ -134,7 +82,7 @@ static void *racer(void *arg)
         random = random * UINT64_C(6364136223846793005) + 1442695040888963407;
         uint64_t key = (random >> 33) % RACE_KEYS;
         uint32_t slot;
-        enum ucmi_pool_got got = get(p, key, &slot);
+        enum ucmi_pool_got got = pool_get(p, key, &slot);
         if (got == UCMI_POOL_READY) {
             read_pinned(p, slot, key);
             check_only(p, slot, key);
@@ -156,7 +104,7 @@ static void *racer(void *arg)
 static void pin_most(struct ucmi_pool *p, uint32_t slots[PINNED_SLOTS])
 {
     for (uint64_t i = 0; i < PINNED_SLOTS; i++) {
-        assert_int_equal(get(p, 1000 + i, &slots[i]), UCMI_POOL_CLAIMED);
+        assert_int_equal(pool_get(p, 1000 + i, &slots[i]), UCMI_POOL_CLAIMED);
         ucmi_pool_publish(p, slots[i]);
     }
 }
@@ -164,7 +112,7 @@ static void pin_most(struct ucmi_pool *p, uint32_t slots[PINNED_SLOTS])
 static void unpin_most(struct ucmi_pool *p, const uint32_t slots[PINNED_SLOTS])
 {
     for (uint64_t i = 0; i < PINNED_SLOTS; i++) {
-        assert_true(found(p, 1000 + i));
+        assert_true(pool_found(p, 1000 + i));
         ucmi_pool_unpin(p, slots[i]);
     }
 }
@@ -186,7 +134,7 @@ static void check_quiet(struct ucmi_pool *p)
     int64_t ready = 0;
     for (uint32_t i = 0; i < p->layout.nslots; i++) {
         struct ucmi_pool_meta *m = &p->metas[i];
-        enum ucmi_slot_state state = state_at(p, i);
+        enum ucmi_slot_state state = pool_state(p, i);
         assert_true(state == UCMI_SLOT_FREE || state == UCMI_SLOT_READY);
         assert_int_equal(atomic_load(&m->holders), 0);
         if (state == UCMI_SLOT_FREE)
@@ -204,7 +152,7 @@ static void check_quiet(struct ucmi_pool *p)
 
 static void threads_race_in_one_pool(void **state)
 {
-    struct ucmi_pool *p = pool_in(NULL, 1, RACE_SLOTS, 0);
+    struct ucmi_pool *p = pool_in(NULL, 1, RACE_SLOTS);
     uint32_t slots[PINNED_SLOTS];
     pin_most(p, slots);
     race(p);
@@ -244,21 +192,21 @@ static void *pinner(void *arg)
 
 static void pinning_and_evicting_cross(void **state)
 {
-    struct ucmi_pool *p = pool_in(NULL, 1, UCMI_POOL_WAYS, 0);
+    struct ucmi_pool *p = pool_in(NULL, 1, UCMI_POOL_WAYS);
     struct crossing x = {.p = p};
     pthread_t thread;
     uint32_t slot;
     uint64_t claimed = 0;
     for (uint64_t i = 1; i < UCMI_POOL_WAYS; i++) {
-        assert_int_equal(get(p, 1000 + i, &slot), UCMI_POOL_CLAIMED);
+        assert_int_equal(pool_get(p, 1000 + i, &slot), UCMI_POOL_CLAIMED);
         ucmi_pool_publish(p, slot); /* and it stays pinned: one slot is left */
     }
-    put(p, 0);
-    assert_int_equal(get(p, 0, &x.slot), UCMI_POOL_READY);
+    pool_put(p, 0);
+    assert_int_equal(pool_get(p, 0, &x.slot), UCMI_POOL_READY);
     ucmi_pool_unpin(p, x.slot);
     assert_int_equal(ucmi_thread_start(&thread, "pinner", pinner, &x), 0);
     for (uint64_t i = 1; i < 300000 / SLOWER || !claimed || !atomic_load(&x.pinned); i++) {
-        if (get(p, i, &slot) != UCMI_POOL_CLAIMED)
+        if (pool_get(p, i, &slot) != UCMI_POOL_CLAIMED)
             continue; /* it was pinned */
         assert_int_equal(slot, x.slot);
         ucmi_pool_publish(p, slot);
@@ -283,13 +231,13 @@ static void processes_race_in_one_pool(void **state)
             close(go[1]);
             if (read(go[0], &byte, 1) < 0)
                 abort();
-            struct ucmi_pool *p = pool_in(*state, 1, RACE_SLOTS, 0);
+            struct ucmi_pool *p = pool_in(*state, 1, RACE_SLOTS);
             race(p);
             ucmi_pool_close(p);
             _exit(0);
         }
     }
-    struct ucmi_pool *p = pool_in(*state, 1, RACE_SLOTS, 0);
+    struct ucmi_pool *p = pool_in(*state, 1, RACE_SLOTS);
     uint32_t slots[PINNED_SLOTS];
     pin_most(p, slots);
     close(go[0]);
@@ -322,16 +270,16 @@ static void opening_and_closing_race(void **state)
         pid[i] = fork();
         if (pid[i] == 0) {
             for (uint64_t k = 0; k < ROUNDS; k++) {
-                struct ucmi_pool *p = pool_in(*state, 1, 40, 0);
+                struct ucmi_pool *p = pool_in(*state, 1, 40);
                 uint32_t slot;
                 check_name(p);
                 uint64_t key = (uint64_t)i * ROUNDS + k, bytes;
-                if (get(p, key, &slot) != UCMI_POOL_CLAIMED)
+                if (pool_get(p, key, &slot) != UCMI_POOL_CLAIMED)
                     abort();
                 memcpy(ucmi_pool_memory(p, slot), &key, sizeof key);
                 ucmi_pool_publish(p, slot);
                 memcpy(&bytes, ucmi_pool_memory(p, slot), sizeof bytes);
-                if (bytes != key || !found(p, key))
+                if (bytes != key || !pool_found(p, key))
                     abort();
                 ucmi_pool_unpin(p, slot);
                 check_name(p);
@@ -359,7 +307,7 @@ static void live_and_die(const char *dir, uint8_t ns, uint32_t nslots, life_fn *
     assert_int_equal(pipe(ready), 0);
     pid_t pid = fork();
     if (pid == 0) {
-        struct ucmi_pool *p = pool_in(dir, ns, nslots, 0);
+        struct ucmi_pool *p = pool_in(dir, ns, nslots);
         life(p);
         if (write(ready[1], &byte, 1) != 1)
             abort();
@@ -379,41 +327,23 @@ enum { PINNED = 1, FILLED = 2, DROPPED = 3, OURS = 4, CLAIMED = 5, EVICTED = 6, 
 static void die_in_the_middle(struct ucmi_pool *p)
 {
     uint32_t slot;
-    if (get(p, PINNED, &slot) != UCMI_POOL_READY || get(p, FILLED, &slot) != UCMI_POOL_CLAIMED)
+    if (pool_get(p, PINNED, &slot) != UCMI_POOL_READY ||
+        pool_get(p, FILLED, &slot) != UCMI_POOL_CLAIMED)
         abort();
     memset(ucmi_pool_memory(p, slot), 0xff, 4096); /* and more may be on its way */
-    if (get(p, WHOLE, &slot) != UCMI_POOL_CLAIMED)
+    pool_put(p, WHOLE);
+    if (pool_get(p, WHOLE, &slot) != UCMI_POOL_READY)
         abort();
-    memcpy(ucmi_pool_memory(p, slot), &(uint64_t){WHOLE}, sizeof(uint64_t));
-    ucmi_pool_publish(p, slot);
     /* Killed between two instructions of a claim, and of an eviction. */
-    if (get(p, CLAIMED, &slot) != UCMI_POOL_CLAIMED)
+    if (pool_get(p, CLAIMED, &slot) != UCMI_POOL_CLAIMED)
         abort();
     atomic_fetch_xor(&p->metas[slot].word, UCMI_SLOT_FILLING ^ UCMI_SLOT_CLAIMED);
-    if (get(p, EVICTED, &slot) != UCMI_POOL_READY)
+    if (pool_get(p, EVICTED, &slot) != UCMI_POOL_READY)
         abort();
     uint64_t word = atomic_load(&p->metas[slot].word);
     atomic_store(&p->metas[slot].word,
                  (word & ~UINT64_C(0xffff)) | (uint64_t)p->me << 8 | UCMI_SLOT_EVICTING);
     ucmi_pool_unpin(p, slot);
-}
-
-static uint64_t bytes_of(struct ucmi_pool *p, uint64_t key)
-{
-    uint64_t bytes;
-    uint32_t slot;
-    assert_int_equal(get(p, key, &slot), UCMI_POOL_READY);
-    memcpy(&bytes, ucmi_pool_memory(p, slot), sizeof bytes);
-    ucmi_pool_unpin(p, slot);
-    return bytes;
-}
-
-static unsigned count_state(struct ucmi_pool *p, enum ucmi_slot_state state)
-{
-    unsigned n = 0;
-    for (uint32_t i = 0; i < p->layout.nslots; i++)
-        n += state_at(p, i) == state;
-    return n;
 }
 
 static uint64_t all_holders(struct ucmi_pool *p)
@@ -426,40 +356,43 @@ static uint64_t all_holders(struct ucmi_pool *p)
 
 static void survivors_take_back_what_was_held(void **state)
 {
-    struct ucmi_pool *p = pool_in(*state, 1, 16, 1000000000);
+    struct ucmi_pool_spec spec = pool_spec(*state, 1, 16);
+    spec.fixed = true; /* a device knows the pages, so that only time tells when they are quiet */
+    spec.quarantine_ms = 1000000000;
+    struct ucmi_pool *p = pool_open(&spec);
     uint32_t ours, slot;
-    put(p, PINNED);
-    put(p, EVICTED);
-    assert_int_equal(get(p, OURS, &ours), UCMI_POOL_CLAIMED); /* must not be touched */
-    int64_t before = atomic_load(&counters.v[UCMI_CACHE_RECLAIMED]);
+    pool_put(p, PINNED);
+    pool_put(p, EVICTED);
+    assert_int_equal(pool_get(p, OURS, &ours), UCMI_POOL_CLAIMED); /* must not be touched */
+    int64_t before = atomic_load(&pool_counters.v[UCMI_CACHE_RECLAIMED]);
     live_and_die(*state, 1, 16, die_in_the_middle);
 
     /* Before anyone has looked: nothing of it is served, nothing blocks. */
-    assert_false(found(p, FILLED));
-    assert_true(found(p, WHOLE));
-    assert_int_equal(get(p, FILLED, &slot), UCMI_POOL_BUSY);
+    assert_false(pool_found(p, FILLED));
+    assert_true(pool_found(p, WHOLE));
+    assert_int_equal(pool_get(p, FILLED, &slot), UCMI_POOL_BUSY);
     assert_int_equal(ucmi_pool_sweep(p), 5);
-    assert_int_equal(atomic_load(&counters.v[UCMI_CACHE_RECLAIMED]) - before, 5);
+    assert_int_equal(atomic_load(&pool_counters.v[UCMI_CACHE_RECLAIMED]) - before, 5);
     assert_int_equal(all_holders(p), 0);
-    assert_int_equal(count_state(p, UCMI_SLOT_QUARANTINE), 1); /* its last I/O may be on its way */
-    assert_int_equal(count_state(p, UCMI_SLOT_CLAIMED), 0);
-    assert_int_equal(count_state(p, UCMI_SLOT_EVICTING), 0);
-    assert_int_equal(count_state(p, UCMI_SLOT_READY), 3);
-    assert_true(found(p, EVICTED));
-    assert_int_equal(bytes_of(p, PINNED), PINNED);
-    assert_int_equal(bytes_of(p, WHOLE), WHOLE);
-    assert_int_equal(state_at(p, ours), UCMI_SLOT_FILLING);
+    assert_int_equal(pool_count(p, UCMI_SLOT_QUARANTINE), 1); /* its last I/O may be on its way */
+    assert_int_equal(pool_count(p, UCMI_SLOT_CLAIMED), 0);
+    assert_int_equal(pool_count(p, UCMI_SLOT_EVICTING), 0);
+    assert_int_equal(pool_count(p, UCMI_SLOT_READY), 3);
+    assert_true(pool_found(p, EVICTED));
+    assert_true(pool_right(p, PINNED));
+    assert_true(pool_right(p, WHOLE));
+    assert_int_equal(pool_state(p, ours), UCMI_SLOT_FILLING);
 
     /* The block can be filled again at once, in another slot; the old one comes back in time. */
-    put(p, FILLED);
+    pool_put(p, FILLED);
     for (uint64_t i = 100; i < 200; i++)
-        put(p, i); /* none of which goes into the slot in quarantine */
-    assert_int_equal(count_state(p, UCMI_SLOT_QUARANTINE), 1);
+        pool_put(p, i); /* none of which goes into the slot in quarantine */
+    assert_int_equal(pool_count(p, UCMI_SLOT_QUARANTINE), 1);
     assert_int_equal(ucmi_pool_sweep(p), 0);
     p->quarantine_ns = 0;
     assert_int_equal(ucmi_pool_sweep(p), 1);
-    assert_int_equal(count_state(p, UCMI_SLOT_QUARANTINE), 0);
-    assert_int_equal(count_state(p, UCMI_SLOT_FREE), 1);
+    assert_int_equal(pool_count(p, UCMI_SLOT_QUARANTINE), 0);
+    assert_int_equal(pool_count(p, UCMI_SLOT_FREE), 1);
     assert_int_equal(atomic_load(&p->head->quarantined), 0);
     ucmi_pool_drop(p, ours);
     ucmi_pool_close(p);
@@ -477,7 +410,7 @@ static void memory_is_allocated_by_whoever_lives(void **state)
 {
     enum { SLOTS = 65536 };
     live_and_die(*state, 1, SLOTS, stop_growing);
-    struct ucmi_pool *joined = pool_in(*state, 1, SLOTS, 0);
+    struct ucmi_pool *joined = pool_in(*state, 1, SLOTS);
     while (ucmi_pool_grown(joined) < SLOTS)
         usleep(1000);
     ucmi_pool_close(joined);
@@ -492,7 +425,7 @@ static void a_sweep_goes_on_with_the_allocation(void **state)
     assert_int_equal(pipe(go), 0);
     pid_t pid = fork();
     if (pid == 0) {
-        struct ucmi_pool *p = pool_in(*state, 1, SLOTS, 0);
+        struct ucmi_pool *p = pool_in(*state, 1, SLOTS);
         stop_growing(p);
         if (write(go[1], &byte, 1) != 1)
             abort();
@@ -500,7 +433,7 @@ static void a_sweep_goes_on_with_the_allocation(void **state)
             pause();
     }
     assert_int_equal(read(go[0], &byte, 1), 1);
-    struct ucmi_pool *p = pool_in(*state, 1, SLOTS, 0);
+    struct ucmi_pool *p = pool_in(*state, 1, SLOTS);
     uint32_t grown = ucmi_pool_grown(p);
     ucmi_pool_sweep(p);
     assert_false(p->growing); /* the other lives */
@@ -518,15 +451,15 @@ static void a_sweep_goes_on_with_the_allocation(void **state)
 /* Who takes over a dead process's index does not inherit its pins. */
 static void an_index_is_cleaned_before_it_is_used_again(void **state)
 {
-    struct ucmi_pool *p = pool_in(*state, 1, 16, 0);
-    put(p, PINNED);
-    put(p, EVICTED);
+    struct ucmi_pool *p = pool_in(*state, 1, 16);
+    pool_put(p, PINNED);
+    pool_put(p, EVICTED);
     live_and_die(*state, 1, 16, die_in_the_middle);
     assert_int_not_equal(all_holders(p), 0);
-    struct ucmi_pool *q = pool_in(*state, 1, 16, 0);
+    struct ucmi_pool *q = pool_in(*state, 1, 16);
     assert_int_equal(q->me, 1);
     assert_int_equal(all_holders(p), 0);
-    assert_int_equal(count_state(p, UCMI_SLOT_FILLING), 0);
+    assert_int_equal(pool_count(p, UCMI_SLOT_FILLING), 0);
     ucmi_pool_close(q);
     ucmi_pool_close(p);
 }
@@ -536,38 +469,38 @@ static void pin_all(struct ucmi_pool *p)
 {
     uint32_t slot;
     for (uint64_t i = 0; i < 8; i++)
-        if (get(p, i, &slot) != UCMI_POOL_READY)
+        if (pool_get(p, i, &slot) != UCMI_POOL_READY)
             abort();
 }
 
 static void pins_of_the_dead_do_not_last(void **state)
 {
-    struct ucmi_pool *p = pool_in(*state, 1, 8, 0);
+    struct ucmi_pool *p = pool_in(*state, 1, 8);
     uint32_t slot;
     for (uint64_t i = 0; i < 8; i++)
-        put(p, i);
+        pool_put(p, i);
     live_and_die(*state, 1, 8, pin_all);
-    assert_int_equal(get(p, 100, &slot), UCMI_POOL_FULL);
+    assert_int_equal(pool_get(p, 100, &slot), UCMI_POOL_FULL);
     assert_int_equal(ucmi_pool_sweep(p), 8);
-    assert_int_equal(get(p, 100, &slot), UCMI_POOL_CLAIMED);
+    assert_int_equal(pool_get(p, 100, &slot), UCMI_POOL_CLAIMED);
     ucmi_pool_drop(p, slot);
     ucmi_pool_close(p);
 }
 
 static void leave_one(struct ucmi_pool *p)
 {
-    put(p, WHOLE);
+    pool_put(p, WHOLE);
 }
 
 static void a_killed_pool_is_found_again(void **state)
 {
     live_and_die(*state, 1, 16, leave_one);
     assert_int_equal(count_files(*state), 1);
-    struct ucmi_pool *p = pool_in(*state, 1, 99, 0); /* keeps its size */
+    struct ucmi_pool *p = pool_in(*state, 1, 99); /* keeps its size */
     assert_int_equal(p->layout.nslots, 16);
     assert_int_equal(p->me, 0);
-    assert_true(found(p, WHOLE));
-    assert_int_equal(bytes_of(p, WHOLE), WHOLE);
+    assert_true(pool_found(p, WHOLE));
+    assert_true(pool_right(p, WHOLE));
     ucmi_pool_close(p);
     assert_int_equal(count_files(*state), 0);
 }
@@ -580,7 +513,7 @@ static void leave_unstored(struct ucmi_pool *p)
 {
     uint32_t slot;
     for (uint64_t i = UNSTORED; i <= STORED; i++) {
-        if (get(p, i, &slot) != UCMI_POOL_CLAIMED)
+        if (pool_get(p, i, &slot) != UCMI_POOL_CLAIMED)
             abort();
         ucmi_pool_unstored(p, slot);
         ucmi_pool_publish(p, slot);
@@ -614,11 +547,11 @@ static void adopt_and_die(struct ucmi_pool *p)
 
 static void what_was_not_stored_is_adopted_by_one(void **state)
 {
-    struct ucmi_pool *a = pool_in(*state, 1, 16, 0), *b;
+    struct ucmi_pool *a = pool_in(*state, 1, 16), *b;
     uint32_t slot;
     live_and_die(*state, 1, 16, leave_unstored);
     assert_int_equal(adopt_all(a, 0, &slot), 0); /* not yet known to be dead */
-    b = pool_in(*state, 1, 16, 0);
+    b = pool_in(*state, 1, 16);
     assert_int_equal(adopt_all(b, 1, &slot), 0); /* another rank's */
     assert_int_equal(adopt_all(b, 0, &slot), 1);
     assert_int_equal(adopt_all(a, 0, &slot), 0);
@@ -630,25 +563,25 @@ static void what_was_not_stored_is_adopted_by_one(void **state)
     assert_int_equal(adopt_all(a, 0, &slot), 1);
     ucmi_pool_stored(a, slot);
     ucmi_pool_unpin(a, slot);
-    b = pool_in(*state, 1, 16, 0);
+    b = pool_in(*state, 1, 16);
     ucmi_pool_close(a);
     assert_int_equal(adopt_all(b, 0, &slot), 0);
     for (uint64_t i = 100; i < 200; i++)
-        put(b, i); /* a mark does not keep a block, nor is it the next block's */
-    assert_false(found(b, UNSTORED));
+        pool_put(b, i); /* a mark does not keep a block, nor is it the next block's */
+    assert_false(pool_found(b, UNSTORED));
     ucmi_pool_close(b);
 }
 
 static void another_namespace_removes_the_dead_and_spares_the_living(void **state)
 {
-    struct ucmi_pool *living = pool_in(*state, 1, 16, 0);
-    put(living, 1);
+    struct ucmi_pool *living = pool_in(*state, 1, 16);
+    pool_put(living, 1);
     live_and_die(*state, 2, 16, leave_one);
     assert_int_equal(count_files(*state), 2);
-    struct ucmi_pool *p = pool_in(*state, 3, 16, 0);
+    struct ucmi_pool *p = pool_in(*state, 3, 16);
     assert_int_equal(count_files(*state), 2); /* 1 and 3 */
     assert_int_equal(access(living->path, F_OK), 0);
-    assert_true(found(living, 1));
+    assert_true(pool_found(living, 1));
     ucmi_pool_close(p);
     ucmi_pool_close(living);
 }
@@ -662,9 +595,9 @@ static void die_making(struct ucmi_pool *p)
 static void an_unfinished_file_is_made_anew(void **state)
 {
     live_and_die(*state, 1, 16, die_making);
-    struct ucmi_pool *p = pool_in(*state, 1, 20, 0);
+    struct ucmi_pool *p = pool_in(*state, 1, 20);
     assert_int_equal(p->layout.nslots, 20);
-    put(p, 1);
+    pool_put(p, 1);
     ucmi_pool_close(p);
 }
 
