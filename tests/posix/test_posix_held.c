@@ -1,9 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Storage that takes its time, or never answers: what is held up is only what it holds.
- *
- * This program is linked with its own ucmi_io_open around the real one: reads and writes of blocks
- * that the gate lets in stay there until it opens.
  */
 #include "peer.h"
 
@@ -13,148 +10,21 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "io/io.h"
+#include "fault.h"
 #include "store/posix.h"
 
 static const struct shape shape = {4096, 2, 0};
 
-/* ---- the gate ---- */
-
-static struct {
-    pthread_mutex_t lock;
-    pthread_cond_t change;
-    bool shut_reads, shut_writes, shut_files;
-    unsigned engine; /* the only one it is for, in the order they were opened; 0: all */
-    unsigned opened;
-    unsigned held; /* operations, and calls that change a name, that are in it now */
-} gate = {PTHREAD_MUTEX_INITIALIZER, PTHREAD_COND_INITIALIZER, false, false, false, 0, 0, 0};
-
-struct gated {
-    struct ucmi_io real;
-    struct ucm_io *kept[256];
-    unsigned nkept, number;
-};
-
-static void set_gate(bool reads, bool writes, bool files)
+/* From now on these hang, of that engine or of all (0); what hung goes on. */
+static void hang(unsigned kinds, unsigned engine)
 {
-    pthread_mutex_lock(&gate.lock);
-    gate.shut_reads = reads;
-    gate.shut_writes = writes;
-    gate.shut_files = files;
-    pthread_cond_broadcast(&gate.change);
-    pthread_mutex_unlock(&gate.lock);
+    struct fault_plan plan = {.kinds = kinds, .way = FAULT_WAY_HANG, .one_in = 1, .engine = engine};
+    fault_plan(&plan, 1, 1);
 }
 
-static void await_held(unsigned n)
+static void nothing_hangs(void)
 {
-    pthread_mutex_lock(&gate.lock);
-    while (gate.held < n)
-        pthread_cond_wait(&gate.change, &gate.lock);
-    pthread_mutex_unlock(&gate.lock);
-}
-
-static bool is_shut(const struct gated *g, const struct ucm_io *io)
-{
-    if (gate.engine && gate.engine != g->number)
-        return false;
-    return io->op == UCM_IO_READV ? gate.shut_reads : io->op == UCM_IO_WRITEV && gate.shut_writes;
-}
-
-static int gated_submit(void *state, struct ucm_io **v, unsigned n)
-{
-    struct gated *g = state;
-    for (unsigned i = 0; i < n; i++) {
-        pthread_mutex_lock(&gate.lock);
-        bool shut = is_shut(g, v[i]);
-        if (shut) {
-            g->kept[g->nkept++] = v[i];
-            gate.held++;
-            pthread_cond_broadcast(&gate.change);
-        }
-        pthread_mutex_unlock(&gate.lock);
-        int took = shut ? 1 : g->real.ops->submit(g->real.state, &v[i], 1);
-        if (took <= 0)
-            return i ? (int)i : took;
-    }
-    return (int)n;
-}
-
-/* What was kept goes on when the gate is open; opening it is followed by a wake. */
-static int gated_reap(void *state, struct ucm_io **v, unsigned max, int timeout_ms)
-{
-    struct gated *g = state;
-    pthread_mutex_lock(&gate.lock);
-    unsigned n = g->nkept && !is_shut(g, g->kept[0]) ? g->nkept : 0;
-    gate.held -= n;
-    pthread_mutex_unlock(&gate.lock);
-    if (n) {
-        struct ucm_io *kept[256];
-        memcpy(kept, g->kept, n * sizeof(struct ucm_io *));
-        g->nkept = 0;
-        for (unsigned i = 0; i < n; i++)
-            assert_int_equal(g->real.ops->submit(g->real.state, &kept[i], 1), 1);
-    }
-    return g->real.ops->reap(g->real.state, v, max, timeout_ms);
-}
-
-static void gated_wake(void *state)
-{
-    struct gated *g = state;
-    g->real.ops->wake(g->real.state);
-}
-
-static int gated_file(void *state, const struct ucm_file *f)
-{
-    struct gated *g = state;
-    pthread_mutex_lock(&gate.lock);
-    gate.held++;
-    pthread_cond_broadcast(&gate.change);
-    while (gate.shut_files)
-        pthread_cond_wait(&gate.change, &gate.lock);
-    gate.held--;
-    pthread_mutex_unlock(&gate.lock);
-    return ucmi_io_file(&g->real, f);
-}
-
-static _Atomic int closed; /* engines */
-
-static void gated_close(void *state)
-{
-    struct gated *g = state;
-    ucmi_io_close(&g->real);
-    pthread_mutex_lock(&gate.lock);
-    closed++;
-    pthread_cond_broadcast(&gate.change);
-    pthread_mutex_unlock(&gate.lock);
-}
-
-static const struct ucm_io_ops gated_ops = {
-    .p = {.kind = "io", .name = "gated", .size = sizeof(struct gated)},
-    .close = gated_close,
-    .submit = gated_submit,
-    .reap = gated_reap,
-    .wake = gated_wake,
-    .file = gated_file,
-};
-
-int __real_ucmi_io_open(struct ucmi_io *io, const char *name, unsigned depth, const ucm_conf *conf,
-                        char *why, size_t why_len);
-int __wrap_ucmi_io_open(struct ucmi_io *io, const char *name, unsigned depth, const ucm_conf *conf,
-                        char *why, size_t why_len);
-
-int __wrap_ucmi_io_open(struct ucmi_io *io, const char *name, unsigned depth, const ucm_conf *conf,
-                        char *why, size_t why_len)
-{
-    struct gated *g = calloc(1, sizeof *g);
-    int err = __real_ucmi_io_open(&g->real, name, depth, conf, why, why_len);
-    if (err < 0)
-        free(g);
-    else
-        *io = (struct ucmi_io){.ops = &gated_ops, .state = g};
-    g = err < 0 ? NULL : g;
-    if (g)
-        g->number = ++gate.opened;
-    return err;
+    fault_plan(NULL, 0, 0);
 }
 
 static struct ucmi_posix *backend_of(const ucm_store *store)
@@ -182,14 +52,6 @@ static ucm_task *submit(ucm_store *store, struct memory *m, bool dump, uint64_t 
     return task;
 }
 
-/* The pump is in its engine's reap or about to be: either way a wake lets it look again. */
-static void open_gate(const ucm_store *store)
-{
-    const struct ucmi_posix *p = backend_of(store);
-    set_gate(false, false, false);
-    p->io.ops->wake(p->io.state);
-}
-
 /* A load is under way from the lane of a process that dies, and the lane becomes ours under it. */
 static void a_lane_adopted_under_a_load(void **state)
 {
@@ -200,13 +62,13 @@ static void a_lane_adopted_under_a_load(void **state)
     memory_new(&m, store, &shape, N);
     memory_new(&other, store, &shape, N);
     assert_int_equal(count_found(store, 0, N), N);
-    set_gate(true, false, false);
+    hang(FAULT_READ, 0);
     ucm_task *load = submit(store, &m, false, 0);
-    await_held(N);
+    fault_await_hanging(N);
     peer_kill(&peer);
     dump_all(store, &other, 100);
     assert_int_equal((int)metric(store, "disk_lanes_adopted_total"), 1);
-    open_gate(store);
+    nothing_hangs();
     assert_int_equal(ucm_task_wait(load, UCM_RELEASED, 60000), 0);
     for (uint64_t i = 0; i < N; i++)
         assert_true(painted(&m, i, i));
@@ -232,15 +94,15 @@ static void damage_found_after_an_adoption(void **state)
     int fd = open(path, O_RDWR | O_CLOEXEC);
     assert_int_equal(pwrite(fd, "?", 1, 4096 + 17), 1);
     close(fd);
-    set_gate(true, false, false);
+    hang(FAULT_READ, 0);
     ucm_task *load = submit(store, &m, false, 0);
-    await_held(1);
+    fault_await_hanging(1);
     peer_kill(&peer);
     struct memory other;
     memory_new(&other, store, &shape, 1);
     dump_all(store, &other, 100);
     assert_int_equal((int)metric(store, "disk_lanes_adopted_total"), 1);
-    open_gate(store);
+    nothing_hangs();
     assert_int_equal(ucm_task_wait(load, UCM_RELEASED, 60000), -EBADMSG);
     ucm_task_free(load);
     assert_int_equal(count_found(store, 0, 1), 0); /* ours to drop by now */
@@ -250,14 +112,6 @@ static void damage_found_after_an_adoption(void **state)
     ucm_store_close(store);
 }
 
-static void await_closed(int n)
-{
-    pthread_mutex_lock(&gate.lock);
-    while (closed < n)
-        pthread_cond_wait(&gate.change, &gate.lock);
-    pthread_mutex_unlock(&gate.lock);
-}
-
 /* One I/O that never comes back does not keep a store from being closed; when it does come back at
  * last, all is freed (which the sanitizers' builds see). */
 static void closing_does_not_wait_for_ever(void **state)
@@ -265,18 +119,18 @@ static void closing_does_not_wait_for_ever(void **state)
     ucm_store *store = open_store(*state, &shape, "timeout_ms=200");
     struct memory m;
     memory_new(&m, store, &shape, 1);
-    set_gate(false, true, false);
+    hang(FAULT_WRITE, 0);
     ucm_task *dump = submit(store, &m, true, 0);
-    await_held(1);
-    int before = closed;
+    fault_await_hanging(1);
+    unsigned before = fault_closed();
     ucm_store_close(store);
-    assert_int_equal(closed, before); /* not all of it, then */
+    assert_int_equal(fault_closed(), before); /* not all of it, then */
     assert_int_equal(ucm_task_done(dump, UCM_RELEASED), 0);
-    open_gate(store); /* kept, with what the I/O needs */
+    nothing_hangs(); /* kept, with what the I/O needs */
     assert_int_equal(ucm_task_wait(dump, UCM_STORED, 60000), 0);
     ucm_task_free(dump);
     memory_free(&m);
-    await_closed(before + 1);
+    fault_await_closed(before + 1);
 }
 
 static void await_stall(ucm_store *store, bool stalled)
@@ -296,14 +150,14 @@ static void storage_that_hangs_is_passed_by(void **state)
     struct memory m;
     memory_new(&m, store, &shape, 1);
     dump_all(store, &m, 0);
-    set_gate(true, false, false);
+    hang(FAULT_READ, 0);
     ucm_task *load = submit(store, &m, false, 0), *refused = NULL;
     await_stall(store, true);
     assert_int_equal(count_found(store, 0, 1), 0); /* what it has is of no use now */
     struct ucm_batch batch = {.keys = keys, .blocks = blocks, .n = 1};
     assert_int_equal(ucm_load(store, m.map, &batch, &refused), -EIO);
     assert_int_equal(ucm_dump(store, m.map, &batch, &refused), -EIO);
-    open_gate(store);
+    nothing_hangs();
     assert_int_equal(ucm_task_wait(load, UCM_RELEASED, 60000), 0);
     ucm_task_free(load);
     await_stall(store, false);
@@ -319,15 +173,15 @@ static void a_load_is_given_up_when_its_batch_says(void **state)
     struct memory m;
     memory_new(&m, store, &shape, N);
     dump_all(store, &m, 0);
-    set_gate(true, false, false);
+    hang(FAULT_READ, 0);
     ucm_task *patient = submit(store, &m, false, 0), *hasty = NULL;
     struct ucm_batch batch = {.keys = keys, .blocks = blocks, .n = N, .timeout_ms = 10};
-    await_held(1);
+    fault_await_hanging(1);
     assert_int_equal(ucm_load(store, m.map, &batch, &hasty), 0);
     assert_int_equal(ucm_task_wait(hasty, UCM_RELEASED, 20000), -ETIMEDOUT);
     assert_true(ucm_task_done(hasty, UCM_RELEASED));
     assert_false(ucm_task_done(patient, UCM_RELEASED));
-    open_gate(store);
+    nothing_hangs();
     assert_int_equal(ucm_task_wait(patient, UCM_RELEASED, 60000), 0);
     ucm_task_free(hasty);
     ucm_task_free(patient);
@@ -346,14 +200,14 @@ static void only_one_waits_for_a_pump_that_hangs(void **state)
     memory_new(&m, store, &shape, 1);
     assert_int_equal(peer_do(&peer, PEER_DUMP, 0, 1), 0);
     assert_int_equal(count_found(store, 0, 1), 1);
-    set_gate(false, false, true);
+    hang(FAULT_FILES, 0);
     ucm_task *dump = submit(store, &m, true, 50); /* makes a lane */
-    await_held(1);
+    fault_await_hanging(1);
     assert_int_equal(peer_do(&peer, PEER_DUMP, 1, 1), 0);
     assert_int_equal(count_found(store, 1, 1), 0);
     assert_true(p->news_late);
     assert_int_equal(count_found(store, 0, 2), 1);
-    set_gate(false, false, false);
+    nothing_hangs();
     assert_int_equal(ucm_task_wait(dump, UCM_STORED, 60000), 0);
     ucm_task_free(dump);
     while (count_found(store, 0, 2) < 2)
@@ -373,17 +227,16 @@ static void one_backend_hangs_and_the_other_serves(void **state)
     snprintf(both, sizeof both, "%s:%s", a, b);
     mkdir(a, 0700);
     mkdir(b, 0700);
-    gate.opened = 0;
+    unsigned first = fault_opened() + 1;
     ucm_store *store = open_store(both, &shape, "posix_stall_ms=100");
     const struct ucmi_backends *tier = store->tiers[0].priv;
     struct memory m, some;
     memory_new(&m, store, &shape, N);
     memory_new(&some, store, &shape, 100);
     dump_all(store, &some, 0);
-    gate.engine = 1;
-    set_gate(true, true, false);
+    hang(FAULT_READ | FAULT_WRITE, first);
     ucm_task *load = submit(store, &m, false, 0); /* some of them are in a */
-    await_held(1);
+    fault_await_hanging(1);
     do
         count_found(store, 1000, 1);
     while (!atomic_load(&tier->v[0]->stalled));
@@ -397,14 +250,12 @@ static void one_backend_hangs_and_the_other_serves(void **state)
     free(out.status);
     dump_all(store, &some, 200);
     load_all(store, &some, 200);
-    set_gate(false, false, false);
-    tier->v[0]->io.ops->wake(tier->v[0]->io.state);
+    nothing_hangs();
     assert_int_equal(ucm_task_wait(load, UCM_RELEASED, 60000), 0);
     ucm_task_free(load);
     while (count_found(store, 0, 100) < 100)
         ;
     load_all(store, &some, 0);
-    gate.engine = 0;
     memory_free(&some);
     memory_free(&m);
     ucm_store_close(store);

@@ -33,6 +33,7 @@ struct tag { /* an operation that is spoilt when it has been done, or held back 
 struct engine {
     struct ucmi_io real;
     struct engine *next;
+    unsigned number;
     unsigned inside; /* in the real engine */
     struct tag tags[MAX_HELD];
     unsigned ntags;
@@ -40,17 +41,19 @@ struct engine {
 
 static struct {
     pthread_mutex_t lock;
-    pthread_cond_t released;
+    pthread_cond_t released, changed; /* changed: hanging, closed */
     struct fault_plan plans[FAULT_MAX_PLANS];
     uint64_t met[FAULT_MAX_PLANS], used[FAULT_MAX_PLANS];
     unsigned nplans;
     uint64_t seed, round;
     uint64_t seen[FAULT_NKINDS], done[FAULT_NWAYS][FAULT_NKINDS];
-    unsigned hanging;
+    unsigned hanging, opened, closed;
     struct engine *engines;
     _Atomic unsigned kinds; /* of all plans: nothing to lock for others */
     _Atomic(fault_watch_fn *) watch;
-} fault = {.lock = PTHREAD_MUTEX_INITIALIZER, .released = PTHREAD_COND_INITIALIZER};
+} fault = {.lock = PTHREAD_MUTEX_INITIALIZER,
+           .released = PTHREAD_COND_INITIALIZER,
+           .changed = PTHREAD_COND_INITIALIZER};
 
 ssize_t __real_pread64(int fd, void *p, size_t len, off_t off);
 ssize_t __wrap_pread64(int fd, void *p, size_t len, off_t off);
@@ -91,9 +94,9 @@ void fault_release(void)
     pthread_mutex_unlock(&fault.lock);
 }
 
-static bool due(const struct fault_plan *plan, unsigned i, unsigned kind)
+static bool due(const struct fault_plan *plan, unsigned i, unsigned kind, unsigned engine)
 {
-    if (!(plan->kinds & 1u << kind))
+    if (!(plan->kinds & 1u << kind) || (plan->engine && plan->engine != engine))
         return false;
     fault.met[i]++;
     if (plan->times && fault.used[i] == plan->times)
@@ -103,8 +106,8 @@ static bool due(const struct fault_plan *plan, unsigned i, unsigned kind)
     return plan->one_in && ts_below(&fault.seed, plan->one_in) == 0;
 }
 
-/* Whether this operation is spoilt, and how. */
-static bool strike(enum fault_kind kind, struct fault_plan *how, uint64_t *seed)
+/* Whether this operation is spoilt, and how.  engine 0: it goes through none. */
+static bool strike(enum fault_kind kind, unsigned engine, struct fault_plan *how, uint64_t *seed)
 {
     bool hit = false;
     if (!(atomic_load(&fault.kinds) & 1u << kind))
@@ -112,7 +115,7 @@ static bool strike(enum fault_kind kind, struct fault_plan *how, uint64_t *seed)
     pthread_mutex_lock(&fault.lock);
     fault.seen[kind]++;
     for (unsigned i = 0; i < fault.nplans; i++) {
-        if (!due(&fault.plans[i], i, kind) || hit)
+        if (!due(&fault.plans[i], i, kind, engine) || hit)
             continue;
         fault.used[i]++;
         *how = fault.plans[i];
@@ -152,12 +155,45 @@ uint64_t fault_done_all(void)
     return n;
 }
 
-unsigned fault_hanging(void)
+static unsigned read_count(const unsigned *count)
 {
     pthread_mutex_lock(&fault.lock);
-    unsigned n = fault.hanging;
+    unsigned n = *count;
     pthread_mutex_unlock(&fault.lock);
     return n;
+}
+
+static void await_count(const unsigned *count, unsigned n)
+{
+    pthread_mutex_lock(&fault.lock);
+    while (*count < n)
+        pthread_cond_wait(&fault.changed, &fault.lock);
+    pthread_mutex_unlock(&fault.lock);
+}
+
+unsigned fault_hanging(void)
+{
+    return read_count(&fault.hanging);
+}
+
+void fault_await_hanging(unsigned n)
+{
+    await_count(&fault.hanging, n);
+}
+
+unsigned fault_opened(void)
+{
+    return read_count(&fault.opened);
+}
+
+unsigned fault_closed(void)
+{
+    return read_count(&fault.closed);
+}
+
+void fault_await_closed(unsigned n)
+{
+    await_count(&fault.closed, n);
 }
 
 const char *fault_kind_name(enum fault_kind kind)
@@ -291,6 +327,7 @@ static void hangs(int more)
 {
     pthread_mutex_lock(&fault.lock);
     fault.hanging += (unsigned)more;
+    pthread_cond_broadcast(&fault.changed);
     pthread_mutex_unlock(&fault.lock);
 }
 
@@ -321,7 +358,7 @@ static int engine_submit(void *state, struct ucm_io **v, unsigned n)
         uint64_t seed = 0;
         if (e->ntags == MAX_HELD)
             return (int)i;
-        bool hit = strike(kind_of_io[v[i]->op], &how, &seed);
+        bool hit = strike(kind_of_io[v[i]->op], e->number, &how, &seed);
         bool ended = hit && end_here(v[i], &how, seed);
         struct tag tag = {.op = v[i], .seed = seed};
         if (hit) {
@@ -445,6 +482,10 @@ static void engine_close(void *state)
         }
     pthread_mutex_unlock(&fault.lock);
     ucmi_io_close(&e->real);
+    pthread_mutex_lock(&fault.lock);
+    fault.closed++;
+    pthread_cond_broadcast(&fault.changed);
+    pthread_mutex_unlock(&fault.lock);
 }
 
 /* ---- names and sizes ---- */
@@ -470,6 +511,7 @@ static void hang_here(void)
     pthread_mutex_lock(&fault.lock);
     uint64_t round = fault.round;
     fault.hanging++;
+    pthread_cond_broadcast(&fault.changed);
     while (fault.round == round)
         pthread_cond_wait(&fault.released, &fault.lock);
     fault.hanging--;
@@ -481,7 +523,7 @@ static int engine_file(void *state, const struct ucm_file *f)
     struct engine *e = state;
     struct fault_plan how;
     uint64_t seed;
-    if (!strike(kind_of_file[f->op], &how, &seed))
+    if (!strike(kind_of_file[f->op], e->number, &how, &seed))
         return do_file(e, f);
     if (how.way == FAULT_WAY_DELAY)
         usleep(seed % (how.delay_us + 1u));
@@ -508,7 +550,7 @@ ssize_t __wrap_pread64(int fd, void *p, size_t len, off_t off)
 {
     struct fault_plan how;
     uint64_t seed;
-    if (!strike(FAULT_AT_PREAD, &how, &seed))
+    if (!strike(FAULT_AT_PREAD, 0, &how, &seed))
         return __real_pread64(fd, p, len, off);
     if (how.way == FAULT_WAY_DELAY)
         usleep(seed % (how.delay_us + 1u));
@@ -559,6 +601,7 @@ int __wrap_ucmi_io_open(struct ucmi_io *io, const char *name, unsigned depth, co
         return err;
     }
     pthread_mutex_lock(&fault.lock);
+    e->number = ++fault.opened;
     e->next = fault.engines;
     fault.engines = e;
     pthread_mutex_unlock(&fault.lock);

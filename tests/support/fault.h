@@ -75,6 +75,7 @@ struct fault_plan {
     unsigned one_in; /* by chance: one in so many, 1: each */
     uint64_t times;  /* at most so many; 0: no bound */
     unsigned delay_us;
+    unsigned engine; /* only the one that was the engine-th to be opened (fault_opened); 0: all */
 };
 enum { FAULT_MAX_PLANS = 16 };
 /* Replaces the plans (n 0: none), begins to count anew, lets go of what hangs. */
@@ -82,6 +83,11 @@ void fault_plan(const struct fault_plan *v, unsigned n, uint64_t seed);
 /* Lets go of what hangs; what comes later hangs again. */
 void fault_release(void);
 unsigned fault_hanging(void);
+void fault_await_hanging(unsigned n); /* at least so many */
+/* Engines since the program began. */
+unsigned fault_opened(void);
+unsigned fault_closed(void);
+void fault_await_closed(unsigned n);
 /* Operations of these kinds, as far as there are plans for them, since those were given. */
 uint64_t fault_seen(unsigned kinds);
 /* Operations spoilt since the program began, by way and kind. */
