@@ -209,8 +209,6 @@ int ucmi_space_open(struct ucmi_manager *m, struct ucmi_space *sp)
 
 int ucmi_seen_take(struct ucmi_manager *m, struct ucmi_space *sp, struct ucmi_seen *sn)
 {
-    if (sn->err == -ENOKEY) /* without it all that was written there is no record */
-        return sn->err;
     int err = sn->lane ? 0 : ucmi_space_open(m, sp);
     if (sn->lane || err < 0)
         return err;

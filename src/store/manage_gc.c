@@ -73,7 +73,7 @@ static int find_candidates(struct gc *g)
             lived_in |= sp->lanes[k].live;
         for (size_t k = 0; k < sp->nlanes; k++) {
             struct ucmi_seen *sn = &sp->lanes[k];
-            if (sn->err == -ENOTSUP || sn->err == -ENOKEY) { /* not ours to judge */
+            if (sn->err == -ENOTSUP || sn->err == -ENOKEY) { /* not ours to judge, nor to ask for */
                 sn->info.err = sn->err;
                 continue;
             }
