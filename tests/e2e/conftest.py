@@ -80,18 +80,20 @@ def adapter(work, zygote, model):
 
 @pytest.fixture(scope="session")
 def reference(work, zygote, model):
-    """reference(prompts, ...): what an engine without ucm answers.  One engine a model, each prompt once; new
-    ones all together, for generating costs a step a token however many prompts share it."""
-    lives: dict[str, Life] = {}
+    """reference(prompts, ...): what an engine without ucm answers.  One engine a model and its options, each
+    prompt once; new ones all together, for generating costs a step a token however many prompts share it."""
+    lives: dict[Any, Life] = {}
     answers: dict[Any, list[int]] = {}
 
-    def ask(prompts: list[list[int]], name: str = "llama-tiny", tokens: int = 8) -> list[list[int]]:
-        if name not in lives:
-            lives[name] = zygote.life(work / f"reference-{name}.log", "Engine", model(name))
-        new = [p for p in prompts if (name, tokens, tuple(p)) not in answers]
-        for p, answer in zip(new, lives[name].call("ask", new, tokens) if new else []):
-            answers[name, tokens, tuple(p)] = answer["tokens"]
-        return [answers[name, tokens, tuple(p)] for p in prompts]
+    def ask(prompts: list[list[int]], name: str = "llama-tiny", tokens: int = 8,
+            **options: Any) -> list[list[int]]:
+        engine = (name, *sorted(options.items()))
+        if engine not in lives:
+            lives[engine] = zygote.life(work / f"reference-{len(lives)}.log", "Engine", model(name), **options)
+        new = [p for p in prompts if (engine, tokens, tuple(p)) not in answers]
+        for p, answer in zip(new, lives[engine].call("ask", new, tokens) if new else []):
+            answers[engine, tokens, tuple(p)] = answer["tokens"]
+        return [answers[engine, tokens, tuple(p)] for p in prompts]
 
     yield ask
     for life in lives.values():

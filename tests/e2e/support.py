@@ -89,8 +89,12 @@ class Deployment:
         log = self._path / f"life-{next(self._count)}.log"
         return self._zygote.life(log, "Engine", self._model, self.config, environment=environment, **options)
 
-    def segments(self) -> list[Path]:
-        return sorted(self.storage.rglob("seg-*"))
+    def segments(self, rank: int | None = None) -> list[Path]:
+        """The files with the blocks, of one rank or of all."""
+        import ucm
+
+        lanes = {lane["lane"] for lane in ucm.inspect(self.storage) if lane["rank"] == rank}
+        return sorted(p for p in self.storage.rglob("seg-*") if rank is None or p.parent.name in lanes)
 
     def newest_write(self) -> int:
         """When the storage was last written to."""
@@ -99,6 +103,17 @@ class Deployment:
             with contextlib.suppress(FileNotFoundError):
                 newest = max(newest, path.stat().st_mtime_ns)
         return newest
+
+
+def flip_bytes(segments: list[Path], every: int) -> None:
+    """In the middle of every n-th part of these files; blocks here are 256 KiB or larger."""
+    for path in segments:
+        with open(path, "r+b") as f:
+            for offset in range(1 << 17, os.path.getsize(path), every):
+                f.seek(offset)
+                old = f.read(64)
+                f.seek(offset)
+                f.write(bytes(b ^ 0xFF for b in old))
 
 
 def tokens(answers: list[dict]) -> list[list[int]]:

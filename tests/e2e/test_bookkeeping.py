@@ -81,6 +81,10 @@ class Scheduler:
                 num_computed_tokens=[c for _, c, _ in cached])))
 
 
+    def finish(self, request: Request) -> bool:
+        return self.side.finished(request, self.blocks[request.request_id])
+
+
 def saved(step) -> dict[str, range]:
     return {s.req_id: range(s.first, s.first + len(s)) for s in step.saves}
 
@@ -199,7 +203,7 @@ def prefill(s: Scheduler, name: str, tokens: int, seconds: float, clock) -> None
     s.step(running=[(r, tokens // 2, tokens - tokens // 2)])
     clock(seconds / 2)
     r.num_output_tokens = 1
-    s.side.finished(r)
+    s.finish(r)
 
 
 def test_a_load_may_take_twice_as_long_as_computing(clock):
@@ -327,10 +331,57 @@ def test_blocks_are_kept_only_while_a_save_may_read_them():
         s.admit(r)
     s.step(new=[(saving, 0, 1000), (idle, 0, 100), (preempted, 0, 1000)])
     s.step(preempted=[preempted])
-    assert [s.side.finished(r) for r in (saving, idle, preempted)] == [True, False, False]
+    assert [s.finish(r) for r in (saving, idle, preempted)] == [True, False, False]
     assert s.step().held == {"a"}
     assert s.step().held == frozenset()
-    assert s.side.finished(saving) is False
+    assert s.finish(saving) is False
+
+
+def test_workers_in_lockstep_save_nothing_that_a_load_of_another_may_have_spoilt():
+    s, loading, beside = Scheduler(lockstep=True), Request("a", 1000), Request("b", 1000)
+    s.store.put(loading, range(6))
+    computed = s.admit(loading)
+    s.admit(beside)
+    step = s.step(new=[(loading, computed, 232), (beside, 0, 400)])
+    assert step.loads and saved(step) == {}
+    assert saved(s.step(running=[(beside, 400, 100)])) == {}  # scheduled before the load was heard of
+    s.side.heard(StepResult("here", {}, settled=step.seq))
+    assert saved(s.step(running=[(loading, 1000, 0), (beside, 500, 100)])) == {"a": range(6, 7), "b": range(0, 4)}
+
+
+def test_what_a_finished_request_owes_is_saved_when_it_is_known_to_be_right():
+    s, r = Scheduler(lockstep=True), Request("a", 1000)
+    s.store.put(r, range(2))
+    computed = s.admit(r)
+    step = s.step(new=[(r, computed, 1000 - computed)])
+    assert s.finish(r)
+    assert saved(waiting := s.step()) == {} and not waiting.held
+    s.side.heard(StepResult("here", {}, settled=step.seq))
+    late = s.step()
+    assert saved(late) == {"a": range(2, 7)} and late.held == {"a"}
+    assert list(late.saves[0].blocks) == s.blocks["a"][2 * RATIO:7 * RATIO]
+
+
+def test_what_a_finished_request_owes_is_dropped_when_it_was_spoilt():
+    s, r, other = Scheduler(lockstep=True), Request("a", 1000), Request("b", 1000)
+    s.store.put(r, range(2))
+    computed = s.admit(r)
+    s.admit(other)
+    step = s.step(new=[(r, computed, 1000 - computed), (other, 0, 1000)])
+    assert s.finish(other)
+    s.side.heard(StepResult("here", {"a": 0}, spoilt=step.seq, settled=step.seq))
+    assert s.finish(r) is False  # as kv_load_failure_policy "fail" has it
+    after = s.step()
+    assert saved(after) == {} and after.held == {"b"}
+
+
+def test_what_a_preempted_request_owed_is_forgotten():
+    s, r = Scheduler(lockstep=True), Request("a", 1000)
+    s.store.put(r, range(2))
+    computed = s.admit(r)
+    s.step(new=[(r, computed, 1000 - computed)])
+    s.step(preempted=[r])
+    assert s.finish(r) is False
 
 
 def test_a_producer_delivers_when_a_prompt_ends():

@@ -238,7 +238,7 @@ def test_damaged_blocks_are_computed_again(deploy, reference, pipeline, mode):
     d = deploy({"store_pipeline": pipeline}, **MODES[mode])
     with d.life() as life:
         assert tokens([life.call("ask", [p])[0] for p in prompts]) == expected
-    flip_bytes(d, every=4 << 20)
+    flip_bytes(d.segments(), every=4 << 20)
     with d.life() as life:
         assert tokens([life.call("ask", [p])[0] for p in prompts]) == expected
         assert "could not be loaded" in life.log.read_text()
@@ -259,7 +259,7 @@ def test_damage_beside_other_requests(deploy, reference, mode):
     d = deploy(**MODES[mode])
     with d.life() as life:
         life.call("ask", prompts)
-    flip_bytes(d, every=1 << 20)
+    flip_bytes(d.segments(), every=1 << 20)
     with d.life() as life:
         assert tokens(life.call("ask", both)) == expected
         assert "could not be loaded" in life.log.read_text()
@@ -276,7 +276,7 @@ def test_policy_fail(deploy, reference, mode):
     d = deploy(**MODES[mode])
     with d.life() as life:
         life.call("ask", [p])
-    flip_bytes(d, every=1 << 20)
+    flip_bytes(d.segments(), every=1 << 20)
     with d.life(policy="fail") as life:
         assert 'Give "kv_load_failure_policy": "recompute"' in life.log.read_text()
         (answer,) = life.call("ask", [p])

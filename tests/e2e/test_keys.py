@@ -50,7 +50,7 @@ def test_counted_hits_are_not_loaded(lite, caplog):
         assert s.admit(r) == 0
         step = s.step(new=[(r, 0, tokens)])
         assert (step.loads, step.saves) == ([], [])
-        assert s.side.finished(r) is False and s.step().held == frozenset()
+        assert s.finish(r) is False and s.step().held == frozenset()
     assert RATES.findall(caplog.text) == [("0.000", "0.000"), ("0.875", "0.467")]
 
 

@@ -8,7 +8,7 @@ from array import array
 import pytest
 import torch
 from support import RATIO, geometry
-from ucm.integration.vllm.messages import Step, Transfer
+from ucm.integration.vllm.messages import Step, StepResult, Transfer
 from ucm.integration.vllm.pace import SHORTEST_MS
 from ucm.integration.vllm.worker import IO_BYTES, LATE_MS, WorkerSide
 
@@ -281,6 +281,20 @@ def test_nothing_is_saved_from_a_failed_load_until_the_scheduler_knows():
     assert w.store.dumps == [] and result.spoilt == 1
     w.step(saves=[transfer("b", 0, 2)], acked=1)
     assert len(w.store.dumps) == 1
+
+
+def test_the_step_that_a_load_belongs_to_is_reported_as_settled():
+    """The scheduler waits for that of all workers, failed or not."""
+    w = Worker()
+    w.step()
+    assert w.step()[3] is None
+    assert w.step(loads=[transfer("a", 0, 1)])[3].settled == 3
+    assert Worker(asynchronous=True).step(loads=[transfer("a", 0, 1)])[3].settled == -1
+
+
+def test_what_the_workers_say_is_put_together():
+    one, other = StepResult("here", {"a": 3}, 1, False, 1), StepResult("here", {"a": 2, "b": 4}, -1, True, 1)
+    assert one.aggregate(other) == StepResult("here", {"a": 2, "b": 4}, 1, True, 1)
 
 
 def test_a_load_that_cannot_begin_is_a_miss():

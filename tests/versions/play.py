@@ -87,7 +87,8 @@ class Engine:
                  "chunk_tokens": CHUNK, "model_id": str(directory), "use_layerwise": True}
         return SimpleNamespace(
             kv_transfer_config=SimpleNamespace(kv_role="kv_both", kv_connector_extra_config=extra),
-            model_config=model, parallel_config=SimpleNamespace(tensor_parallel_size=1, pipeline_parallel_size=1),
+            model_config=model,
+            parallel_config=SimpleNamespace(tensor_parallel_size=1, pipeline_parallel_size=1, world_size=1, rank=0),
             cache_config=SimpleNamespace(prefix_caching_hash_algo="sha256", cache_dtype="auto"),
             device_config=SimpleNamespace(device_type="cpu"), speculative_config=None)
 

@@ -37,7 +37,8 @@ MULTI = {"kv_connector": "MultiConnector"}  # of several, given as "connectors"
 MODULES = [  # what every engine imports sooner or later
     "vllm.distributed.kv_transfer.kv_connector.factory", "vllm.entrypoints.llm",
     "vllm.model_executor.layers.quantization.online.base", "vllm.model_executor.model_loader",
-    "vllm.v1.engine.core", "vllm.v1.engine.llm_engine", "vllm.v1.executor.uniproc_executor",
+    "vllm.v1.engine.core", "vllm.v1.engine.llm_engine", "vllm.v1.executor.multiproc_executor",
+    "vllm.v1.executor.uniproc_executor",
     "vllm.v1.worker.cpu_model_runner", "vllm.v1.worker.cpu_worker"]
 
 
@@ -57,6 +58,24 @@ def import_vllm() -> None:
     gc.freeze()  # the children need not look through all this again
 
 
+def settle_workers() -> None:
+    """For engines with several ranks.  Their workers are forked too, instead of importing vLLM once more each.
+    They talk by gloo, which sleeps, not by shared memory, where they spin: with fewer cores than threads that
+    takes seconds a token.  And they warm up without a compiler too: stages of a pipeline need the buffers that
+    are made then."""
+    import multiprocessing
+
+    from vllm.distributed.device_communicators.cpu_communicator import CpuCommunicator
+    from vllm.v1.executor import multiproc_executor
+    from vllm.v1.worker.cpu_model_runner import CPUModelRunner
+    from vllm.v1.worker.cpu_worker import CPUWorker
+
+    multiproc_executor.get_mp_context = lambda: multiprocessing.get_context("fork")
+    CpuCommunicator._all_group_ranks_share_shm_group_name = lambda _: False
+    CPUModelRunner.warming_up_model = CPUModelRunner.profile_run
+    CPUWorker._should_warm_up_model = lambda _: True
+
+
 class Engine:
     """A vLLM engine."""
 
@@ -69,6 +88,8 @@ class Engine:
             options["kv_transfer_config"] = KVTransferConfig(
                 **(MULTI if "connectors" in ucm else UCM), kv_role=role, kv_load_failure_policy=policy,
                 kv_connector_extra_config=ucm)
+        if options.get("tensor_parallel_size", 1) * options.get("pipeline_parallel_size", 1) > 1:
+            settle_workers()
         self.llm = LLM(str(model), **{
             "dtype": "float32", "max_model_len": 16384, "enforce_eager": True, "skip_tokenizer_init": True,
             "enable_prefix_caching": False, "disable_log_stats": False, **options})

@@ -19,7 +19,7 @@ except ImportError:  # before 0.32
     CacheHitSource = None
 
 if TYPE_CHECKING:
-    from vllm.config import KVTransferConfig, ParallelConfig
+    from vllm.config import KVTransferConfig, ParallelConfig, VllmConfig
     from vllm.v1.kv_cache_interface import KVCacheConfig, KVCacheGroupSpec
     from vllm.v1.outputs import KVConnectorOutput
 
@@ -69,6 +69,16 @@ def hash_seed(algorithm: str) -> str:
 
 def parallel_size(parallel: ParallelConfig, name: str) -> int:
     return getattr(parallel, name, 1)
+
+
+def copies(vllm_config: VllmConfig, kv_cache_config: KVCacheConfig) -> int:
+    """How many consecutive ranks hold the same: all of them of a latent.  (Those that share a head of few do
+    too, but from the outside that cannot be told for sure: each stores its own.)"""
+    said = getattr(kv_cache_config, "kv_tp_replicas", None)  # since 0.32
+    if said is not None:
+        return said
+    width = vllm_config.parallel_config.tensor_parallel_size
+    return width if width > 1 and vllm_config.model_config.use_mla else 1
 
 
 def is_draft(group: KVCacheGroupSpec) -> bool:

@@ -39,6 +39,9 @@ class Geometry:
     block_size: int
     namespace: str
     hash_seed: str
+    rank: int = 0  # whose part of each block this is
+    ranks: int = 1  # how many parts a block has
+    saves: bool = True  # of ranks that hold the same part, the first saves it
 
     @property
     def block_tokens(self) -> int:
@@ -56,7 +59,9 @@ def derive(vllm_config: VllmConfig, kv_cache_config: KVCacheConfig, chunk_tokens
     algorithm = str(vllm_config.cache_config.prefix_caching_hash_algo)
     seed = compat.hash_seed(algorithm)
     model = vllm_config.model_config
-    parallel = vllm_config.parallel_config
+    width = vllm_config.parallel_config.tensor_parallel_size
+    position = vllm_config.parallel_config.rank % width
+    copies = compat.copies(vllm_config, kv_cache_config)
     identity = {
         "engine": "vllm",
         "model": model_id or _model_identity(model),
@@ -71,8 +76,7 @@ def derive(vllm_config: VllmConfig, kv_cache_config: KVCacheConfig, chunk_tokens
         "head_size": spec.head_size,
         "layer_bytes": spec.real_page_size_bytes,
         "layout": f"{page_order} {packing()}",
-        "tp": parallel.tensor_parallel_size,
-        "pp": parallel.pipeline_parallel_size,
+        "ranks": width // copies,
         "hash": f"{algorithm} {seed}",
     }
     return Geometry(
@@ -84,6 +88,9 @@ def derive(vllm_config: VllmConfig, kv_cache_config: KVCacheConfig, chunk_tokens
         block_size=shard_size * len(group.layer_names),
         namespace=json.dumps(identity, sort_keys=True, separators=(",", ":")),
         hash_seed=seed,
+        rank=position // copies,
+        ranks=width // copies,
+        saves=position % copies == 0,
     )
 
 
@@ -115,11 +122,10 @@ def _check_supported(vllm_config: VllmConfig, kv_cache_config: KVCacheConfig) ->
         raise Unsupported("whoever made this connector did not give it the KV cache's configuration; "
                           "of vllm-ascend, take vllm-ascend 0.23 or later")
     parallel = vllm_config.parallel_config
-    for name in ("tensor_parallel_size", "pipeline_parallel_size", "prefill_context_parallel_size",
-                 "decode_context_parallel_size"):
+    for name in ("pipeline_parallel_size", "prefill_context_parallel_size", "decode_context_parallel_size"):
         size = compat.parallel_size(parallel, name)
         if size > 1:
-            raise Unsupported(f"ucm serves one rank only, so far: {name} is {size}, must be 1")
+            raise Unsupported(f"ucm serves tensor and data parallelism only, so far: {name} is {size}, must be 1")
     groups = kv_cache_config.kv_cache_groups
     if len(groups) != 1:
         raise Unsupported(f"ucm serves models with one KV cache group only, so far; this one has "

@@ -49,8 +49,8 @@ class LiteSide(SchedulerSide):
         step.saves = []
         return step
 
-    def finished(self, request: Request) -> bool:
-        super().finished(request)
+    def finished(self, request: Request, engine_blocks: list[int]) -> bool:
+        super().finished(request, engine_blocks)
         self._held.clear()  # nobody reads its blocks
         return False
 

@@ -48,10 +48,12 @@ class StepResult(KVConnectorWorkerMetadata):
     failed: dict[str, int]  # request -> position of its first block that could not be loaded
     spoilt: int = -1  # a step that computed on blocks that had not been loaded; -1: none
     late: bool = False  # a load was given up because it took too long
+    settled: int = -1  # this step, if it loaded what it computed on: that has ended; -1: it did not
 
     def aggregate(self, other: KVConnectorWorkerMetadata) -> KVConnectorWorkerMetadata:
         assert isinstance(other, StepResult)
         failed = dict(self.failed)
         for req_id, position in other.failed.items():
             failed[req_id] = min(position, failed.get(req_id, position))
-        return StepResult(self.namespace, failed, max(self.spoilt, other.spoilt), self.late or other.late)
+        return StepResult(self.namespace, failed, max(self.spoilt, other.spoilt), self.late or other.late,
+                          max(self.settled, other.settled))

@@ -43,6 +43,7 @@ class Policy:
     load_tokens_threshold: int = 0
     hit_ratio: float = 1.0
     prompt_only: bool = False  # generated tokens may be guesses that are rejected later
+    lockstep: bool = False  # several workers compute each step: what one of them gets wrong, all do
 
 
 @dataclass(frozen=True)
@@ -59,8 +60,8 @@ class Hit:
 class Tracked:
     """What is known of one request."""
 
-    __slots__ = ("request", "looked_up", "tiers", "limit", "local", "trusted", "blocks", "saved", "dumping",
-                 "load")
+    __slots__ = ("request", "looked_up", "tiers", "limit", "local", "trusted", "blocks", "saved", "owed",
+                 "dumping", "load")
 
     def __init__(self, request: Request):
         self.request = request
@@ -71,6 +72,7 @@ class Tracked:
         self.trusted = 0  # tokens known to be right when it is next scheduled
         self.blocks: list[int] = []  # its engine blocks
         self.saved = 0  # positions before this need no saving
+        self.owed = 0  # positions before this are computed, and saved when that is known to be right
         self.dumping = False  # a save of its blocks may be reading them
         self.load: tuple[int, Transfer] | None = None  # the last one: in which step, what
 
@@ -83,6 +85,8 @@ class SchedulerSide:
         self._requests: dict[str, Tracked] = {}
         self._loads: list[Transfer] = []
         self._held: set[str] = set()
+        self._unsettled: set[int] = set()  # steps that load what they compute on, not yet heard of
+        self._finished: list[Tracked] = []  # that owe saves
         self._seq = 0
         self._acked = -1
         self._planned: deque[tuple[int, Tracked, int]] = deque()  # saves of recent steps: step, whose, from where
@@ -184,9 +188,15 @@ class SchedulerSide:
         for req_id in out.preempted_req_ids or ():
             if t := self._requests.get(req_id):
                 t.dumping, t.load = False, None  # the worker waits for its saves before the blocks are overwritten
+                t.owed = 0
         step = Step(self._seq, self._acked, self._loads, preempted=frozenset(out.preempted_req_ids or ()),
-                    held=frozenset(self._held), idle=out.total_num_scheduled_tokens == 0)
+                    idle=out.total_num_scheduled_tokens == 0)
         step.patience_ms = self._pace.ms_per_token * self._geo.block_tokens
+        if not self._unsettled:
+            self._settle_finished(step)
+        step.held = frozenset(self._held)
+        if self._loads and self._policy.lockstep and not self._policy.asynchronous:
+            self._unsettled.add(self._seq)
         self._loads, self._held = [], set()
         while self._planned and self._planned[0][0] < self._seq - STEPS_IN_FLIGHT:
             self._planned.popleft()
@@ -226,8 +236,22 @@ class SchedulerSide:
         if self._policy.prompt_only:
             known = min(known, t.request.num_prompt_tokens // size)
         full = min((computed + scheduled) // size, known)
-        if full <= t.saved:
-            return
+        if self._unsettled:
+            # A load may yet fail on one worker, and what the others compute in this step be wrong for it.
+            t.owed = full
+        elif full > t.saved:
+            self._save(step, t, full)
+
+    def _settle_finished(self, step: Step) -> None:
+        """What requests that have finished meanwhile were to save."""
+        for t in self._finished:
+            self._held.add(t.request.request_id)
+            if t.owed > t.saved:
+                self._save(step, t, t.owed)
+        self._finished.clear()
+
+    def _save(self, step: Step, t: Tracked, full: int) -> None:
+        ratio = self._geo.ratio
         step.saves.append(Transfer(t.request.request_id, t.saved, self._keys(t.request, t.saved, full),
                                    array("I", t.blocks[t.saved * ratio:full * ratio])))
         self._planned.append((step.seq, t, t.saved))
@@ -247,9 +271,12 @@ class SchedulerSide:
             if t := self._requests.get(req_id):
                 t.limit = min(t.limit, position)
                 t.saved = min(t.saved, position)
+        self._unsettled = {step for step in self._unsettled if step > result.settled}
         if result.spoilt > self._acked:
             # From that step on, up to the next one, the worker has saved nothing.
             self._acked = result.spoilt
+            for t in (*self._requests.values(), *self._finished):
+                t.owed = 0
             for seq, t, start in self._planned:
                 if seq >= result.spoilt:
                     t.saved = min(t.saved, start)
@@ -268,14 +295,19 @@ class SchedulerSide:
                     result.spoilt = max(result.spoilt, step)
         self.heard(result)
 
-    def finished(self, request: Request) -> bool:
+    def finished(self, request: Request, engine_blocks: list[int]) -> bool:
         """Whether its engine blocks must be kept until the worker reports it."""
         self._pace.ends(request)
         t = self._requests.pop(request.request_id, None)
-        if t is None or not t.dumping:
+        if t is None:
             return False
-        self._held.add(request.request_id)
-        return True
+        owed = self._geo.ratio * t.owed
+        owes = t.owed > t.saved and engine_blocks[:owed] == t.blocks[:owed]
+        if owes:
+            self._finished.append(t)
+        elif t.dumping:
+            self._held.add(request.request_id)
+        return owes or t.dumping
 
     def prompt_keys(self, request: Request) -> bytes:
         """Of the full blocks of its prompt."""

@@ -51,6 +51,9 @@ class UCMConnector(KVConnectorBase_V1):
         conf.set("namespace", geometry.namespace)
         conf.set("block_size", geometry.block_size)
         conf.set("shard_size", geometry.shard_size)
+        if conf.get("use_lite") != "true":  # which has the scheduler's memory of keys only
+            conf.set("rank", geometry.rank)
+            conf.set("ranks", geometry.ranks)
         policy = _policy(conf, vllm_config)
         timeout_ms = int(conf.get("timeout_ms"))
         store = ucm.Store(conf)
@@ -116,7 +119,7 @@ class UCMConnector(KVConnectorBase_V1):
         if self._traces:
             self._traces.record(request.arrival_time, request.num_prompt_tokens, request.num_output_tokens,
                                 self._scheduler.prompt_keys(request))
-        return self._scheduler.finished(request), None
+        return self._scheduler.finished(request, block_ids), None
 
     def request_finished_all_groups(self, request: Request,
                                     block_ids: tuple[list[int], ...]) -> tuple[bool, dict[str, Any] | None]:
@@ -174,14 +177,17 @@ def _share_log() -> None:
 
 def _policy(conf: ucm.Conf, vllm_config: VllmConfig) -> Policy:
     role = vllm_config.kv_transfer_config.kv_role
+    lockstep = vllm_config.parallel_config.world_size > 1
     return Policy(
         loads=role != "kv_producer",
         saves=role != "kv_consumer",
-        asynchronous=conf.get("use_layerwise") != "true",
+        # Before the scheduler hears from its workers, several of them cannot load what they compute on.
+        asynchronous=conf.get("use_layerwise") != "true" or (lockstep and not compat.WORKERS_ANSWER),
         delivers=role == "kv_producer",
         dram=conf.get("store_pipeline").startswith("Cache"),
         persist_token_threshold=int(conf.get("persist_token_threshold")),
         load_tokens_threshold=int(conf.get("load_tokens_threshold")),
         hit_ratio=float(conf.get("hit_ratio")),
         prompt_only=vllm_config.speculative_config is not None,
+        lockstep=lockstep,
     )

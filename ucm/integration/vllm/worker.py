@@ -160,7 +160,7 @@ class WorkerSide:
         assert step is not None
         self._end_load()
         # A failed load spoils the steps up to the first that was planned in its knowledge.
-        if step.saves and self._spoilt <= step.acked:
+        if step.saves and self._geo.saves and self._spoilt <= step.acked:
             self._dump(step.saves)
         if step.deliver:
             self._deliver()
@@ -233,12 +233,14 @@ class WorkerSide:
         return bad
 
     def result(self) -> StepResult | None:
-        if self._introduced and not self._failed:
+        step = self._step
+        settled = step.seq if step and step.loads and not self._asynchronous else -1
+        if self._introduced and not self._failed and settled < 0:
             return None
         self._introduced = True
         failed, self._failed = self._failed, {}
         gave_up, self._gave_up = self._gave_up, False
-        return StepResult(self._geo.namespace, failed, self._spoilt, gave_up)
+        return StepResult(self._geo.namespace, failed, self._spoilt, gave_up, settled)
 
     def close(self) -> None:
         try:

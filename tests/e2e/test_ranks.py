@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A real vLLM of several workers: a hit is what all of them can load, and none goes its own way."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+import ucm
+from models import prompt
+from support import BLOCK, MODES, flip_bytes, hits, tokens
+
+PROMPTS = [prompt(1000, 1), prompt(5 * BLOCK, 2), prompt(512, 3) + prompt(200, 4)]
+FULL = [len(p) // BLOCK for p in PROMPTS]
+TP2 = {"tensor_parallel_size": 2}
+
+
+def ask(life, prompts=PROMPTS):
+    return tokens([life.call("ask", [p])[0] for p in prompts])
+
+
+@pytest.mark.row("TP2")
+@pytest.mark.parametrize("mode", MODES)
+def test_tensor_parallel(deploy, reference, mode):
+    """Cold, restarted, a part of the prompt; and damage on one rank, of which only the other knows nothing."""
+    longer = PROMPTS[2][:512] + prompt(300, 5)
+    expected = reference([*PROMPTS, longer])
+    d = deploy(**MODES[mode])
+    with d.life(**TP2) as life:
+        assert ask(life) == expected[:3]
+    assert sorted(lane["rank"] for lane in ucm.inspect(d.storage)) == [0, 1]
+    with d.life(**TP2) as life:
+        assert ask(life, [*PROMPTS, longer]) == expected
+        assert hits(life) == [(n, 0, n) for n in FULL] + [(6, 0, 4)]
+    flip_bytes(d.segments(rank=1), every=1 << 20)
+    with d.life(**TP2) as life:
+        assert tokens(life.call("ask", PROMPTS)) == expected[:3]
+        assert "could not be loaded" in life.log.read_text()
+    with d.life(**TP2) as life:  # what was lost has been saved again, and nothing wrong beside it
+        assert ask(life) == expected[:3]
+        assert hits(life) == [(n, 0, n) for n in FULL]
+        assert "could not be loaded" not in life.log.read_text()
+
+
+@pytest.mark.row("TP2, one rank's blocks gone")
+def test_what_one_rank_has_not_is_a_miss_for_all(deploy, reference):
+    expected = reference(PROMPTS[:1])
+    d = deploy()
+    with d.life(**TP2) as life:
+        assert ask(life, PROMPTS[:1]) == expected
+    (segment, *_) = d.segments(rank=1)
+    shutil.rmtree(segment.parent)
+    for found in (0, FULL[0]):
+        with d.life(**TP2) as life:
+            assert ask(life, PROMPTS[:1]) == expected
+            assert hits(life) == [(FULL[0], 0, found)]
+
+
+@pytest.mark.row("MLA TP2")
+def test_latent_attention_is_stored_once(deploy, reference):
+    """All ranks hold the same: one writes, each reads; and any number of them share it."""
+    expected = [reference([p], "mla-tiny", **TP2)[0] for p in PROMPTS[:2]]  # sums depend on what is beside them
+    d = deploy(model_name="mla-tiny")
+    with d.life(**TP2) as life:
+        assert ask(life, PROMPTS[:2]) == expected
+    (lane,) = ucm.inspect(d.storage)
+    assert (lane["ranks"], lane["blocks"]) == (1, sum(FULL[:2]))
+    with d.life(**TP2) as life:
+        assert ask(life, PROMPTS[:2]) == expected
+        assert hits(life) == [(n, 0, n) for n in FULL[:2]]
+    with d.life() as life:  # sums in another order: its own tokens may differ
+        ask(life, PROMPTS[:2])
+        assert hits(life) == [(n, 0, n) for n in FULL[:2]]
