@@ -82,10 +82,11 @@ static int cut_paths(struct ucm_tier *t, char *text, const char **paths, unsigne
     return 0;
 }
 
-static bool any_usable(const struct ucmi_backends *b)
+/* Storage that is away for now does not keep an engine from starting; a wrong option does. */
+static bool any_hope(const struct ucmi_backends *b)
 {
     for (unsigned i = 0; i < b->n; i++)
-        if (ucmi_posix_usable(b->v[i]))
+        if (ucmi_posix_usable(b->v[i]) || b->v[i]->away)
             return true;
     return false;
 }
@@ -99,7 +100,7 @@ static int backends_open(struct ucm_tier *t)
 
     for (; !err && b->n < n; b->n += !err)
         err = ucmi_posix_open(t, &b->o, paths[b->n], n, &b->v[b->n]);
-    if (!err && !any_usable(b))
+    if (!err && !any_hope(b))
         err = -EIO; /* t->why is that of the last */
     if (err)
         backends_close(t);

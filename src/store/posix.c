@@ -298,6 +298,17 @@ int ucmi_posix_visit(struct ucm_tier *t, const struct ucmi_posix_options *o, con
     return 0;
 }
 
+/* Storage that is away, as a mount says whose server does not answer, and not a wrong option. */
+static bool is_away(int err)
+{
+    static const int away[] = {ETIMEDOUT, EIO,          ESTALE,   ENOTCONN,
+                               EHOSTDOWN, EHOSTUNREACH, ENETDOWN, ENETUNREACH};
+    for (size_t i = 0; i < ARRAY_LEN(away); i++)
+        if (err == -away[i])
+            return true;
+    return false;
+}
+
 int ucmi_posix_open(struct ucm_tier *t, const struct ucmi_posix_options *o, const char *path,
                     unsigned among, struct ucmi_posix **p_p)
 {
@@ -311,7 +322,8 @@ int ucmi_posix_open(struct ucm_tier *t, const struct ucmi_posix_options *o, cons
         return err;
     }
     err = await_begin(p);
-    if (err && p->alone) {
+    p->away = is_away(err);
+    if (err && p->alone && !p->away) {
         ucmi_pump_stop(p);
         p->stop_ns = ucmi_now_ns(); /* it has had its time */
         ucmi_posix_close_end(p);

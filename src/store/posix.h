@@ -132,6 +132,7 @@ struct ucmi_posix {
     const struct ucmi_posix_options *o;
     const char *path;
     bool alone;    /* the only one of its tier */
+    bool away;     /* when the store was opened */
     uint64_t seed; /* of its share of the keys */
     struct ucm_tier *t;
     const struct ucm_geometry *geo;
@@ -225,7 +226,8 @@ struct ucmi_posix {
 /* ---- posix.c ---- */
 
 /* A backend of t and its pump.  Waits posix_stall_ms at most for storage to answer.  0, or -errno
- * and t->why where it is alone; beside others it is tried again and again until it can be used. */
+ * and t->why where it is alone and not just away; else it is tried again and again until it can be
+ * used. */
 int ucmi_posix_open(struct ucm_tier *t, const struct ucmi_posix_options *o, const char *path,
                     unsigned among, struct ucmi_posix **p_p);
 /* The same without a pump, for a caller that does by itself what a pump does, in a namespace that

@@ -601,13 +601,13 @@ static int begin(struct ucmi_posix *p)
         pthread_cond_broadcast(&p->news_read);
         uint64_t until = ucmi_now_ns() + pause_ns;
         atomic_store(&p->busy_ns, 0);
-        while (err && !p->alone && !atomic_load(&p->closing) &&
+        while (err && !atomic_load(&p->closing) &&
                !ucmi_cond_wait(&p->news_read, &p->news_lock, until))
             ;
         pthread_mutex_unlock(&p->news_lock);
         if (again)
             ucmi_log(UCM_WARN, p->object, "can be used again");
-        if (!err || p->alone || atomic_load(&p->closing))
+        if (!err || atomic_load(&p->closing))
             return err;
         atomic_store(&p->busy_ns, ucmi_now_ns());
     }

@@ -12,6 +12,7 @@
 #include <unistd.h>
 
 #include "fault.h"
+#include "store/posix.h"
 
 /* ---- a life of a store ---- */
 
@@ -78,6 +79,11 @@ static void live(const char *dir)
     /* Of a block that lost a shard the others wait in vain for so long. */
     if (try_open(dir, &shape, OPTIONS " timeout_ms=200", &store, text, sizeof text) < 0)
         return; /* said why */
+    const struct ucmi_backends *tier = store->tiers[0].priv;
+    if (tier->v[0]->away) { /* said so, and takes nothing */
+        ucm_store_close(store);
+        return;
+    }
     memory_new(&m, store, &shape, STEP);
     for (uint64_t i = 0; i < BLOCKS; i += STEP) {
         try_dump(store, &m, i);

@@ -190,6 +190,28 @@ static void a_load_is_given_up_when_its_batch_says(void **state)
     ucm_store_close(store);
 }
 
+/* The server of the only backend is away when the store is opened: misses until it is back. */
+static void storage_that_hangs_at_the_start_is_used_when_it_answers(void **state)
+{
+    hang(FAULT_FILES, 0);
+    ucm_store *store = open_store(*state, &shape, "posix_stall_ms=50");
+    struct memory m;
+    memory_new(&m, store, &shape, N);
+    ucm_task *refused = NULL;
+    uint32_t block = 0;
+    ucm_key key = key_of(0);
+    struct ucm_batch batch = {.keys = &key, .blocks = &block, .n = 1};
+    assert_int_equal(count_found(store, 0, N), 0);
+    assert_int_equal(ucm_dump(store, m.map, &batch, &refused), -EIO);
+    nothing_hangs();
+    while (!ucmi_posix_usable((struct ucmi_posix *)backend_of(store)))
+        ;
+    dump_all(store, &m, 0);
+    load_all(store, &m, 0);
+    memory_free(&m);
+    ucm_store_close(store);
+}
+
 /* A call that hangs holds the whole pump: one lookup waits for its news in vain, and no other. */
 static void only_one_waits_for_a_pump_that_hangs(void **state)
 {
@@ -272,6 +294,7 @@ int main(int argc, char **argv)
         TEST(damage_found_after_an_adoption),
         TEST(closing_does_not_wait_for_ever),
         TEST(storage_that_hangs_is_passed_by),
+        TEST(storage_that_hangs_at_the_start_is_used_when_it_answers),
         TEST(a_load_is_given_up_when_its_batch_says),
         TEST(only_one_waits_for_a_pump_that_hangs),
         TEST(one_backend_hangs_and_the_other_serves),
