@@ -33,14 +33,15 @@ enum opt_type {
     OPT_COUNTS, /* struct list, by commas */
     OPT_SIZES,  /* struct list, by commas */
     OPT_TEXT,   /* const char * */
-    OPT_TEXTS   /* struct texts: may be given again */
+    OPT_TEXTS,  /* struct texts: may be given again */
+    OPT_WORDS   /* struct texts: one word or more, up to the next option */
 };
 struct list {
     uint64_t v[32];
     unsigned n;
 };
 struct texts {
-    const char *v[64];
+    const char *v[256];
     unsigned n;
 };
 struct opt {
@@ -51,10 +52,10 @@ struct opt {
     const char *help;
 };
 struct verb {
-    const char *name, *operands, *help;
-    const char *about;      /* what `ucm help VERB` says besides the options */
-    const struct opt *opts; /* ends with a NULL name */
-    size_t size;            /* of the state that the rows fill in */
+    const char *name, *operands, *help; /* a name "ucm-...": a program by itself */
+    const char *about;                  /* what `ucm help VERB` says besides the options */
+    const struct opt *opts;             /* ends with a NULL name */
+    size_t size;                        /* of the state that the rows fill in */
     unsigned min_operands, max_operands;
     int (*run)(void *state, unsigned n, char **operands); /* returns an exit status */
 };

@@ -19,7 +19,7 @@ int cannot(const char *fmt, ...)
     va_list ap;
 
     fflush(stdout);
-    fputs("ucm: ", stderr);
+    fprintf(stderr, "%s: ", program_invocation_short_name);
     va_start(ap, fmt);
     vfprintf(stderr, fmt, ap);
     va_end(ap);
@@ -117,6 +117,7 @@ static int parse_value(const struct opt *o, const char *text, void *field)
     case OPT_SIZES: return parse_list(text, unit, field);
     case OPT_TEXT: *(const char **)field = text; return 0;
     case OPT_TEXTS:
+    case OPT_WORDS:
         if (texts->n == COUNT_OF(texts->v))
             return -1;
         texts->v[texts->n++] = text;
@@ -149,19 +150,50 @@ static void make_longs(const struct opt *opts, struct longs *l)
     l->v[l->n++] = (struct option){"help", 0, NULL, 'h'};
 }
 
+static int is_program(const struct verb *verb)
+{
+    return !strncmp(verb->name, "ucm-", 4);
+}
+
+/* Says what is wrong with the words of a verb; returns -1. */
+static int PRINTF_LIKE(2, 3) wrong(const struct verb *verb, const char *fmt, ...)
+{
+    char text[400];
+    va_list ap;
+
+    va_start(ap, fmt);
+    vsnprintf(text, sizeof text, fmt, ap);
+    va_end(ap);
+    if (is_program(verb))
+        cannot("%s", text);
+    else
+        cannot("%s: %s", verb->name, text);
+    return -1;
+}
+
 static int complain(const struct verb *verb, const struct longs *l, int c, const char *word)
 {
-    char bare[32];
+    char bare[32], help[64];
     const char *from = word + strspn(word, "-"), *near;
 
     snprintf(bare, sizeof bare, "%.*s", (int)strcspn(from, "="), from);
+    snprintf(help, sizeof help, is_program(verb) ? "%s --help" : "ucm help %s", verb->name);
     if (c == ':')
-        cannot("%s: %s needs a value; see `ucm help %s`", verb->name, word, verb->name);
-    else if ((near = nearest_word(bare, l->names, l->rows)))
-        cannot("%s: no option %s; did you mean --%s?", verb->name, word, near);
-    else
-        cannot("%s: no option %s; see `ucm help %s`", verb->name, word, verb->name);
-    return -1;
+        return wrong(verb, "%s needs a value; see `%s`", word, help);
+    if ((near = nearest_word(bare, l->names, l->rows)))
+        return wrong(verb, "no option %s; did you mean --%s?", word, near);
+    return wrong(verb, "no option %s; see `%s`", word, help);
+}
+
+/* The words that follow, up to the next option. */
+static int more_words(int argc, char **argv, struct texts *texts)
+{
+    for (; optind < argc && argv[optind][0] != '-'; optind++) {
+        if (texts->n == COUNT_OF(texts->v))
+            return -1;
+        texts->v[texts->n++] = argv[optind];
+    }
+    return 0;
 }
 
 int opts_parse(const struct verb *verb, void *state, int argc, char **argv)
@@ -185,18 +217,17 @@ int opts_parse(const struct verb *verb, void *state, int argc, char **argv)
             return complain(verb, &l, c, argv[optind - 1]);
         const struct opt *o = &rows[c >= VAL_NO ? c - VAL_NO : c - VAL_ROW];
         const char *text = c >= VAL_NO ? "no" : optarg ? optarg : "yes";
-        if (parse_value(o, text, (char *)state + o->offset) < 0) {
-            cannot("%s: --%s %s: not %s %s", verb->name, o->name, text,
-                   strchr("AEIOU", o->arg[0]) ? "an" : "a", o->arg);
-            return -1;
-        }
+        void *field = (char *)state + o->offset;
+        if (parse_value(o, text, field) < 0 ||
+            (o->type == OPT_WORDS && more_words(argc, argv, field) < 0))
+            return wrong(verb, "--%s %s: not %s %s", o->name, text,
+                         strchr("AEIOU", o->arg[0]) ? "an" : "a", o->arg);
     }
     unsigned given = (unsigned)(argc - optind);
     if (given < verb->min_operands || given > verb->max_operands) {
-        cannot("%s: %s; usage: ucm %s [options] %s", verb->name,
-               given < verb->min_operands ? "something is missing" : "too many words", verb->name,
-               verb->operands);
-        return -1;
+        return wrong(verb, "%s; usage: %s%s [options] %s",
+                     given < verb->min_operands ? "something is missing" : "too many words",
+                     is_program(verb) ? "" : "ucm ", verb->name, verb->operands);
     }
     return optind;
 }
@@ -222,8 +253,8 @@ void print_wrapped(FILE *out, const char *text, int column, int indent)
 
 void opts_help(const struct verb *verb, FILE *out)
 {
-    fprintf(out, "usage: ucm %s%s%s%s\n\n", verb->name, verb->opts ? " [options]" : "",
-            *verb->operands ? " " : "", verb->operands);
+    fprintf(out, "usage: %s%s%s%s%s\n\n", is_program(verb) ? "" : "ucm ", verb->name,
+            verb->opts ? " [options]" : "", *verb->operands ? " " : "", verb->operands);
     print_wrapped(out, verb->about, 0, 0);
     if (verb->opts)
         fputs("\nOptions:\n", out);
