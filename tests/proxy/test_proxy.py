@@ -1,0 +1,732 @@
+# SPDX-License-Identifier: Apache-2.0
+"""ucm-proxy between engines that fail in every way, and clients that do too.
+usage: test_proxy.py UCM_PROXY [unittest arguments]"""
+import asyncio
+import json
+import os
+import random
+import subprocess
+import sys
+import unittest
+from pathlib import Path
+
+from fakes import PATIENCE, PROXY, Engine, Proxy, echo
+
+ROOT = Path(__file__).resolve().parents[2]
+LONG = "word " * 2000  # longer than any block
+PROMPT = {"model": "m", "prompt": LONG, "max_tokens": 20}
+CHAT = {"model": "m", "messages": [{"role": "user", "content": LONG}], "max_completion_tokens": 20}
+COMPLETIONS, CHATS = "/v1/completions", "/v1/chat/completions"
+
+
+class Words(unittest.TestCase):
+    def says(self, status, text, *words):
+        done = subprocess.run([PROXY, *words], capture_output=True, text=True, timeout=PATIENCE)
+        self.assertEqual(done.returncode, status, done)
+        self.assertIn(text, done.stdout + done.stderr)
+
+    def test_help_names_every_documented_flag(self):
+        for flag in ("--pd-disaggregation", "--prefiller-hosts", "--decoder-ports", "--worker-hosts"):
+            self.says(0, flag, "--help")
+        self.says(0, "ucm-proxy 0.", "--version")
+
+    def test_counts_that_differ(self):
+        for role in ("prefiller", "decoder", "worker"):
+            self.says(2, f"Number of {role} hosts must match number of {role} ports: 2 hosts, 1 ports",
+                      f"--{role}-hosts", "127.0.0.1", "127.0.0.1", f"--{role}-ports", "1")
+
+    def test_words_that_make_no_sense(self):
+        self.says(2, "did you mean --decoder-hosts?", "--decodr-hosts", "a")
+        self.says(2, "see `ucm-proxy --help`", "--frobnicate")
+        self.says(2, "needs a value", "--decoder-hosts")
+        self.says(2, "--transfer by-foot: not params", "--transfer", "by-foot")
+        self.says(2, "not a port", "--worker-ports", "http")
+        self.says(2, "not both", "--pd-disaggregation", "--worker-ports", "1")
+        self.says(2, "is there already", "--worker-hosts", "127.0.0.1", "127.0.0.1", "--worker-ports", "1", "1")
+        self.says(2, "seconds, sizes and counts", "--client-seconds", "0")
+
+
+class Toy(unittest.TestCase):
+    """ucm/pd/toy_proxy_server.py, as documented: from its folder."""
+
+    def run_toy(self, proxy, *words):
+        return subprocess.run([sys.executable, "toy_proxy_server.py", *words], cwd=ROOT / "ucm" / "pd",
+                              env={**os.environ, "UCM_PROXY": str(proxy)}, capture_output=True, text=True,
+                              timeout=PATIENCE)
+
+    def test_it_is_the_proxy(self):
+        done = self.run_toy(PROXY, "--prefiller-hosts", "a", "b", "--prefiller-port", "1", "--decoder-host", "c",
+                            "--decoder-port", "2", "--pd-disaggregation")
+        self.assertEqual(done.returncode, 2)
+        self.assertIn("Number of prefiller hosts must match number of prefiller ports", done.stderr)
+        self.assertEqual(self.run_toy(PROXY, "--help").stdout[:16], "usage: ucm-proxy")
+
+    def test_it_says_where_it_looked(self):
+        done = self.run_toy("/nowhere/ucm-proxy", "--help")
+        self.assertEqual(done.returncode, 1)
+        self.assertIn("\n  /nowhere/ucm-proxy\n", done.stderr)
+
+
+class Case(unittest.IsolatedAsyncioTestCase):
+    """engines(...) and pd(...) or mixed(...) begin a test; the end checks that the proxy ended well."""
+
+    def run(self, result=None):
+        inner = getattr(self, self._testMethodName)
+
+        async def bounded():
+            asyncio.get_running_loop().set_debug(False)
+            await asyncio.wait_for(inner(), PATIENCE)
+        setattr(self, self._testMethodName, bounded)
+        return super().run(result)
+
+    async def engines(self, *serves):
+        return [await Engine(serve).start() for serve in serves]
+
+    async def start(self, *words, **options):
+        proxy = await Proxy().start("--drain-seconds", "0", *words, **options)
+
+        async def end():
+            status = await proxy.end()
+            self.assertEqual(status, 0, "".join(proxy.log))
+        self.addAsyncCleanup(end)
+        return proxy
+
+    @staticmethod
+    def words(role, engines):
+        return [f"--{role}-hosts", *["127.0.0.1"] * len(engines), f"--{role}-ports", *[e.port for e in engines]]
+
+    async def pd(self, prefillers, decoders, *words, **options):
+        return await self.start("--pd-disaggregation", *self.words("prefiller", prefillers),
+                                *self.words("decoder", decoders), "--health-seconds", "1000", *words, **options)
+
+    async def mixed(self, workers, *words):
+        return await self.start(*self.words("worker", workers), "--health-seconds", "1000", *words)
+
+    async def p1d1(self, prefill=echo, decode=echo, *words, **options):
+        p, d = await self.engines(prefill, decode)
+        return p, d, await self.pd([p], [d], *words, **options)
+
+
+class Protocol(Case):
+    async def test_prefill_is_the_same_request_for_one_token(self):
+        p, d, proxy = await self.p1d1()
+        asked = {**CHAT, "stream": True, "stream_options": {"include_usage": True}, "n": 3, "best_of": 3,
+                 "min_tokens": 5, "logprobs": True, "tools": [{"type": "function"}], "temperature": 0.1}
+        answer = await proxy.ask("POST", CHATS, asked)
+        self.assertEqual(answer.body, b"data: 0\n\ndata: 1\n\ndata: 2\n\ndata: [DONE]\n\n")
+        self.assertEqual(answer.fields["content-type"], "text/event-stream")
+        self.assertEqual(d.bodies, [asked])
+        want = {**asked, "stream": False, "max_tokens": 1, "max_completion_tokens": 1, "min_tokens": 1, "n": 1}
+        del want["stream_options"], want["best_of"]
+        got = p.bodies[0]
+        self.assertEqual(got.pop("kv_transfer_params")["do_remote_decode"], True)
+        self.assertEqual(got, want)
+        self.assertNotIn("accept-encoding", p.seen[0].fields)
+
+    async def test_the_decoder_gets_the_clients_bytes(self):
+        _, d, proxy = await self.p1d1()
+        body = b'{ "prompt":"%s",\n "max_tokens" : 20,"x":1e400 }' % LONG.encode()
+        await proxy.ask("POST", COMPLETIONS, body.replace(b"1e400", b"1.50"))
+        self.assertEqual(d.seen[0].body, body.replace(b"1e400", b"1.50"))
+        await proxy.ask("POST", COMPLETIONS, body)  # no number for us: theirs to judge
+        self.assertEqual(d.seen[1].body, body)
+
+    async def test_fields_are_kept(self):
+        p, d, proxy = await self.p1d1(environment={"OPENAI_API_KEY": "sk-ours"})
+        answer = await proxy.ask("POST", COMPLETIONS, PROMPT, Authorization="Bearer sk-theirs", X_Request_Id="id-1",
+                                 Accept_Encoding="gzip", Connection="x-hop", X_Hop="1", X_Other="2")
+        self.assertEqual(answer.fields["x-request-id"], "id-1")
+        for engine in p, d:
+            fields = engine.seen[0].fields
+            self.assertEqual((fields["authorization"], fields["x-request-id"], fields["x-other"], fields["host"]),
+                             ("Bearer sk-theirs", "id-1", "2", engine.name))
+            self.assertNotIn("x-hop", fields)
+        self.assertEqual(d.seen[0].fields["accept-encoding"], "gzip")
+        self.assertNotIn("accept-encoding", p.seen[0].fields)
+        answer = await proxy.ask("POST", COMPLETIONS, PROMPT)
+        one, other = p.seen[1].fields, d.seen[1].fields
+        self.assertEqual(one["authorization"], "Bearer sk-ours")
+        self.assertTrue(one["x-request-id"] == other["x-request-id"] == answer.fields["x-request-id"] != "id-1")
+
+    async def test_transfer_params_go_from_the_prefiller_to_the_decoder(self):
+        params = {"do_remote_prefill": True, "remote_engine_id": "e", "remote_block_ids": [[1, 2]]}
+
+        async def prefill(request):
+            await request.answer(body={"choices": [], "kv_transfer_params": params})
+        _, d, proxy = await self.p1d1(prefill)
+        await proxy.ask("POST", COMPLETIONS, {**PROMPT, "kv_transfer_params": {"remote_host": "evil"}})
+        self.assertEqual(d.bodies, [{**PROMPT, "kv_transfer_params": params}])
+
+    async def test_a_clients_own_transfer_params_are_dropped(self):
+        for how in "params", "none":
+            p, d, proxy = await self.p1d1(echo, echo, "--transfer", how)
+            await proxy.ask("POST", COMPLETIONS, {**PROMPT, "kv_transfer_params": {"remote_host": "evil"}})
+            self.assertEqual(d.bodies, [PROMPT])
+            self.assertNotIn("evil", p.seen[0].body.decode())
+        self.assertNotIn("kv_transfer_params", p.bodies[0])
+
+    async def test_mooncake_names_the_transfer_and_asks_who_the_prefiller_is(self):
+        async def bootstrap(request):
+            await request.answer(body={"0": {"engine_id": "engine-7", "worker_addr": {}}})
+        p, d, b = await self.engines(echo, echo, bootstrap)
+        proxy = await self.pd([p], [d], "--transfer", "mooncake", "--prefiller-bootstrap-ports", b.port)
+        await proxy.ask("POST", COMPLETIONS, PROMPT)
+        self.assertEqual([(r.method, r.target) for r in b.seen], [("GET", "/query")])
+        ours, theirs = p.bodies[0]["kv_transfer_params"], d.bodies[0]["kv_transfer_params"]
+        self.assertEqual(ours, {"do_remote_decode": True, "do_remote_prefill": False,
+                                "transfer_id": ours["transfer_id"]})
+        self.assertEqual(theirs, {"do_remote_prefill": True, "do_remote_decode": False,
+                                  "remote_engine_id": "engine-7", "remote_bootstrap_addr": f"http://{b.name}",
+                                  "transfer_id": ours["transfer_id"]})
+        b.stop()  # what is left of it still answers on the connection kept; a new proxy cannot ask
+        p, d = await self.engines(echo, echo)
+        proxy = await self.pd([p], [d], "--transfer", "mooncake", "--prefiller-bootstrap-ports", b.port)
+        self.assertEqual((await proxy.ask("POST", COMPLETIONS, PROMPT)).status, 200)
+        self.assertEqual((p.seen, d.bodies), ([], [PROMPT]))
+
+    async def test_events_are_passed_on_as_they_come(self):
+        read = asyncio.Queue()
+
+        async def decode(request):
+            await request.begin()
+            for i in range(20):
+                await request.chunk(b"data: %d\n\n" % i)
+                await read.get()  # the next only when the client has this one
+            await request.end()
+        _, _, proxy = await self.p1d1(echo, decode)
+        client = await proxy.connect()
+        await client.send("POST", COMPLETIONS, {**PROMPT, "stream": True})
+        self.assertEqual((await client.head()).fields["content-type"], "text/event-stream")
+        for i in range(20):
+            self.assertEqual(await client.reader.readuntil(b"\n\n\r\n"), b"%x\r\ndata: %d\n\n\r\n" % (9 + (i > 9), i))
+            read.put_nowait(None)
+        self.assertEqual(await client.reader.readexactly(5), b"0\r\n\r\n")
+
+    async def test_short_prompts_go_to_the_decoder_at_once(self):
+        p, d, proxy = await self.p1d1()
+        for body in ({"prompt": "hello"}, {"prompt": [1] * 127}, {"prompt": [[1] * 60, [2] * 60]}):
+            await proxy.ask("POST", COMPLETIONS, body)
+        await proxy.ask("POST", CHATS, {"messages": [{"role": "user", "content": "hello"}]})
+        self.assertEqual((len(p.seen), len(d.seen)), (0, 4))
+        for body in ({"prompt": [1] * 128}, {"prompt": ["hello " * 50] * 3}):
+            await proxy.ask("POST", COMPLETIONS, body)
+        image = [{"type": "text", "text": "what is it"}, {"type": "image_url", "image_url": {"url": "x"}}]
+        await proxy.ask("POST", CHATS, {"messages": [{"role": "user", "content": image}]})
+        self.assertEqual((len(p.seen), len(d.seen)), (3, 7))
+        self.assertEqual((await proxy.metrics())["prefills_skipped_total"], 4)
+
+    async def test_the_rest_goes_to_a_decoder(self):
+        p, d, proxy = await self.p1d1()
+        self.assertEqual((await proxy.ask("GET", "/v1/models?a=b")).json["target"], "/v1/models?a=b")
+        self.assertEqual((await proxy.ask("POST", "/tokenize", PROMPT)).json["got"], PROMPT)
+        client = await proxy.connect()
+        await client.send("HEAD", "/v1/models")
+        self.assertEqual((await client.answer(is_head=True)).status, 200)
+        self.assertEqual((await client.ask("GET", "/v1/models")).status, 200)
+        self.assertEqual((len(p.seen), len(d.seen)), (0, 4))
+
+    async def test_mixed(self):
+        w, = await self.engines(echo)
+        proxy = await self.mixed([w])
+        asked = {**PROMPT, "kv_transfer_params": {"a": 1}}
+        self.assertEqual((await proxy.ask("POST", COMPLETIONS, asked)).json["got"], asked)
+        self.assertEqual((await proxy.ask("GET", "/healthcheck")).json, {
+            "status": "ok", "mode": "pd-mixed", "worker_instances": 1, "request_num": 0})
+
+    async def test_flags_of_the_example_proxy_of_vllm_ascend(self):
+        p, d = await self.engines(echo, echo)
+        proxy = await self.start(*self.words("prefiller", [p]), *self.words("decoder", [d]), "--max-retries", "3",
+                                 "--retry-delay", "0.001", "--max-waiting-retries", "3", "--waiting-retry-interval",
+                                 "10", "--workers", "1", "--log-level", "INFO")
+        self.assertIn("--pd-disaggregation is meant", "".join(proxy.log))
+        self.assertIn("[PD Mode] Initialized 1 prefillers and 1 decoders.", "".join(proxy.log))
+        await proxy.ask("POST", COMPLETIONS, PROMPT)
+        self.assertEqual((len(p.seen), len(d.seen)), (1, 1))
+
+
+class Pages(Case):
+    async def test_healthcheck(self):
+        _, _, proxy = await self.p1d1()
+        self.assertEqual((await proxy.ask("GET", "/healthcheck")).json, {
+            "status": "ok", "mode": "pd-disaggregation", "prefill_instances": 1, "decode_instances": 1,
+            "request_num": 0})
+
+    async def test_metrics(self):
+        p, d, proxy = await self.p1d1()
+        await proxy.ask("POST", COMPLETIONS, PROMPT)
+        m = await proxy.metrics()
+        self.assertEqual((m["prefills_total"], m["prefill_seconds_count"], m["first_byte_seconds_count"],
+                          m['answers_total{code="200"}'], m["requests_in_flight"]), (1, 1, 1, 1, 0))
+        for role, engine in ("prefill", p), ("decode", d):
+            label = f'{{role="{role}",instance="{engine.name}"}}'
+            self.assertEqual((m["instance_up" + label], m["instance_tokens" + label],
+                              m["instance_calls_total" + label]), (1, 0, 1))
+
+    async def test_instances_come_and_go(self):
+        hold = asyncio.Event()
+
+        async def slow(request):
+            await hold.wait()
+            await echo(request)
+        p, d, proxy = await self.p1d1(echo, slow)
+        extra, = await self.engines(echo)
+
+        async def change(verb, instances, status=200, type="decode"):
+            answer = await proxy.ask("POST", f"/instances/{verb}", {"type": type, "instances": instances})
+            self.assertEqual(answer.status, status, answer.body)
+            return answer.json
+        under_way = asyncio.create_task(proxy.ask("POST", COMPLETIONS, PROMPT))
+        await proxy.until(f'instance_requests{{role="decode",instance="{d.name}"}}', 1)
+        self.assertEqual((await change("add", extra.name))["current_decode_instances"], [d.name, extra.name])
+        await change("drain", [d.name])
+        listed = (await proxy.ask("GET", "/instances")).json["instances"]
+        self.assertEqual([(i["type"], i["instance"], i["state"], i["requests"]) for i in listed],
+                         [("prefill", p.name, "up", 0), ("decode", d.name, "drained", 1),
+                          ("decode", extra.name, "up", 0)])
+        await proxy.ask("POST", COMPLETIONS, PROMPT)
+        self.assertEqual((len(d.seen), len(extra.seen)), (1, 1))
+        self.assertEqual((await change("remove", d.name))["current_decode_instances"], [extra.name])
+        hold.set()  # what was under way there ends as it would
+        self.assertEqual((await under_way).status, 200)
+        self.assertEqual((await change("add", d.name))["current_decode_instances"], [extra.name, d.name])
+        await change("drain", extra.name)
+        await change("drain", d.name)
+        self.assertEqual((await proxy.ask("POST", COMPLETIONS, PROMPT)).status, 503)
+        self.assertEqual((await proxy.ask("GET", "/healthcheck")).status, 503)
+        await change("add", d.name)
+        self.assertEqual((await proxy.ask("POST", COMPLETIONS, PROMPT)).status, 200)
+        for wrong in ("nowhere:1", "localhost", "x:y:z", 7, [], "127.0.0.1:0"):
+            await change("add", wrong, 400)
+        await change("remove", "127.0.0.1:1", 400)
+        await change("add", d.name, 400, "other")
+        self.assertEqual((await proxy.ask("GET", "/instances/add")).status, 405)
+
+
+class Balance(Case):
+    async def test_a_prompts_beginning_decides(self):
+        engines = await self.engines(*[echo] * 4)
+        proxy = await self.mixed(engines)
+        for n in range(3):
+            for who in range(24):
+                await proxy.ask("POST", COMPLETIONS, {"prompt": f"user {who} " + LONG + "and then " * n})
+        seen = [{r.json["prompt"][:8] for r in e.seen} for e in engines]
+        self.assertEqual(sum(map(len, seen)), 24)  # each at one engine only
+        self.assertGreater(min(map(len, seen)), 0)
+
+    async def test_not_all_go_to_one(self):
+        hold = asyncio.Event()
+
+        async def slow(request):
+            await hold.wait()
+            await echo(request)
+        engines = await self.engines(*[slow] * 2)
+        proxy = await self.mixed(engines, "--affinity-tokens", "4000")
+        asked = [asyncio.create_task(proxy.ask("POST", COMPLETIONS, PROMPT)) for _ in range(12)]
+        await proxy.until("requests_in_flight", 12)
+        # Each holds 2521 tokens: the one they go to first gets no more when it has 1.25 * 15126 + 4000.
+        self.assertEqual(min(len(e.seen) for e in engines), 3)
+        hold.set()
+        await asyncio.gather(*asked)
+
+    async def test_short_prompts_take_turns(self):
+        engines = await self.engines(*[echo] * 3)
+        proxy = await self.mixed(engines)
+        for _ in range(9):
+            await proxy.ask("POST", COMPLETIONS, {"prompt": "hello"})
+        self.assertEqual([len(e.seen) for e in engines], [3, 3, 3])
+
+
+class Faults(Case):
+    """What engines do to us.  `bad` is the first decoder asked, whichever that is."""
+
+    async def decoders(self, bad, *words, stream=False, body=None):
+        """Two decoders, the first that is asked is bad -> the answer, who was asked"""
+        asked = []
+
+        async def serve(request):
+            asked.append(request)
+            await (bad if len(asked) == 1 else echo)(request)
+        p, a, b = await self.engines(echo, serve, serve)
+        proxy = await self.pd([p], [a, b], *words)
+        answer = await proxy.ask("POST", COMPLETIONS, body or {**PROMPT, "stream": stream})
+        return answer, asked, p, proxy
+
+    async def test_failures_before_the_first_byte_are_tried_elsewhere(self):
+        async def dies(request):
+            request.cut()
+
+        async def dies_after_its_head(request):
+            await request.begin()
+            request.cut()
+
+        async def busy(request):
+            await request.answer(503, {"error": "busy"})
+
+        async def garbled(request):
+            await request.send(b"SSH-2.0-OpenSSH\r\n\r\n")
+
+        async def garbled_chunks(request):
+            await request.begin()
+            await request.send(b"zzz\r\n")
+
+        async def nothing(request):
+            await request.answer(200, b"")
+
+        async def no_chunks(request):
+            await request.begin()
+            await request.end()
+        for bad in dies, dies_after_its_head, busy, garbled, garbled_chunks, nothing, no_chunks:
+            with self.subTest(bad.__name__):
+                answer, asked, p, proxy = await self.decoders(bad, stream=True)
+                self.assertEqual((answer.status, len(asked), len(p.seen)), (200, 2, 1))
+                self.assertTrue(answer.body.endswith(b"[DONE]\n\n"))
+                self.assertEqual((await proxy.metrics())["retries_total"], 1)
+
+    async def test_an_engine_that_is_not_there(self):
+        p, d, gone = await self.engines(echo, echo, echo)
+        gone.stop()
+        proxy = await self.pd([gone, p], [d, gone])
+        for n in range(4):
+            self.assertEqual((await proxy.ask("POST", COMPLETIONS, {**PROMPT, "prompt": str(n) + LONG})).status, 200)
+        self.assertEqual((len(p.seen), len(d.seen)), (4, 4))
+        m = await proxy.metrics()
+        self.assertEqual(m[f'instance_up{{role="decode",instance="{gone.name}"}}'] +
+                         m[f'instance_up{{role="prefill",instance="{gone.name}"}}'], 0)
+
+    async def test_where_there_is_no_other_the_error_is_an_error(self):
+        async def busy(request):
+            await request.answer(503, {"error": "busy"}, Retry_After=3)
+
+        async def nothing(request):
+            await request.answer(200, b"")
+
+        async def dies(request):
+            request.cut()
+        for serve, status, text in (busy, 503, b"busy"), (nothing, 502, b"empty"), (dies, 502, b"closed the conn"):
+            _, d, proxy = await self.p1d1(echo, serve)
+            answer = await proxy.ask("POST", COMPLETIONS, PROMPT)
+            self.assertEqual(answer.status, status)
+            self.assertIn(text, answer.body)
+        _, d, proxy = await self.p1d1()
+        d.stop()
+        answer = await proxy.ask("POST", COMPLETIONS, PROMPT)
+        self.assertEqual((answer.status, answer.json["error"]["code"]), (503, 503))
+        self.assertIn("refused", answer.json["error"]["message"])
+
+    async def test_what_is_wrong_with_a_request_the_decoder_says(self):
+        async def refuses(request):
+            await request.answer(400, {"error": "bad request"})
+        p, d, proxy = await self.p1d1(refuses, refuses)
+        for body in PROMPT, b"{not json", b"", b"[1]", b'"' + b"[" * 100000:
+            answer = await proxy.ask("POST", COMPLETIONS, body)
+            self.assertEqual((answer.status, answer.json), (400, {"error": "bad request"}))
+        self.assertEqual(len(p.seen), 1)
+
+    async def test_prefillers_that_fail_cost_time_and_nothing_else(self):
+        async def fails(request):
+            await request.answer(500)
+        a, b, d = await self.engines(fails, fails, echo)
+        proxy = await self.pd([a, b], [d])
+        self.assertEqual((await proxy.ask("POST", COMPLETIONS, PROMPT)).json["got"], PROMPT)
+        self.assertEqual((len(a.seen), len(b.seen)), (1, 1))
+        self.assertEqual((await proxy.metrics())["prefills_failed_total"], 1)
+
+    async def test_a_prefiller_that_is_silent(self):
+        async def silent(request):
+            await request.gone()
+        _, d, proxy = await self.p1d1(silent, echo, "--timeout-seconds", "1")
+        self.assertEqual((await proxy.ask("POST", COMPLETIONS, PROMPT)).status, 200)
+
+    async def test_a_decoder_that_is_silent(self):
+        async def silent(request):
+            await request.gone()
+        answer, asked, _, _ = await self.decoders(silent, "--timeout-seconds", "1")
+        self.assertEqual((answer.status, len(asked)), (504, 1))
+
+    async def test_death_in_the_middle_of_a_stream_is_seen(self):
+        ready = asyncio.Event()
+
+        async def dies(request):
+            await request.begin()
+            await request.chunk(b"data: 0\n\n")
+            await ready.wait()
+            request.cut()
+        _, _, proxy = await self.p1d1(echo, dies)
+        client = await proxy.connect()
+        await client.send("POST", COMPLETIONS, {**PROMPT, "stream": True})
+        self.assertEqual((await client.head()).status, 200)
+        await client.reader.readuntil(b"data: 0\n\n\r\n")
+        ready.set()
+        rest = await client.reader.read()
+        self.assertIn(b'data: {"error": {"message": "', rest)
+        self.assertFalse(rest.endswith(b"0\r\n\r\n"))
+        self.assertEqual((await proxy.metrics())["broken_streams_total"], 1)
+
+    async def test_a_body_that_is_too_short_is_too_short_for_the_client(self):
+        async def short(request):
+            await request.send(request.head(200, "application/json", Content_Length=100) + b'{"half":')
+            request._writer.close()
+        _, _, proxy = await self.p1d1(echo, short)
+        client = await proxy.connect()
+        await client.send("POST", COMPLETIONS, PROMPT)
+        self.assertEqual((await client.head()).fields["content-length"], "100")
+        self.assertEqual(await client.reader.read(), b'{"half":')
+
+    async def test_a_body_that_ends_with_the_connection(self):
+        async def old(request):
+            await request.send(request.head(200, "application/json") + b'{"a": 1}')
+            request._writer.close()
+        _, _, proxy = await self.p1d1(echo, old)
+        self.assertEqual((await proxy.ask("POST", COMPLETIONS, PROMPT)).json, {"a": 1})
+        client = await proxy.connect()
+        body = json.dumps(PROMPT)
+        await client.raw(f"POST {COMPLETIONS} HTTP/1.0\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode())
+        self.assertTrue((await client.reader.read()).endswith(b'\r\n\r\n{"a": 1}'))
+
+    async def test_a_connection_closed_while_idle_is_no_failure(self):
+        seen = []
+
+        async def once(request):
+            seen.append(request)
+            if len(seen) % 2 == 0:
+                request.cut()  # as if it had timed out while the request was on its way
+            else:
+                await echo(request)
+        w, = await self.engines(once)
+        proxy = await self.mixed([w])
+        for _ in range(3):
+            self.assertEqual((await proxy.ask("POST", COMPLETIONS, PROMPT)).status, 200)
+        m = await proxy.metrics()
+        self.assertEqual((m["stale_total"], m["retries_total"], len(seen)), (2, 0, 5))
+
+    async def test_connections_are_used_again(self):
+        p, d, proxy = await self.p1d1()
+        for _ in range(5):
+            await proxy.ask("POST", COMPLETIONS, {**PROMPT, "stream": True})
+        self.assertEqual((p.connections, d.connections), (1, 1))
+
+    async def test_health_checks_take_an_engine_out_and_back_in(self):
+        a, b = await self.engines(echo, echo)
+        proxy = await self.start(*self.words("worker", [a, b]), "--health-seconds", "1")
+        up = f'instance_up{{role="worker",instance="{a.name}"}}'
+        a.health = 503
+        await proxy.until(up, 0)
+        for n in range(6):
+            await proxy.ask("POST", COMPLETIONS, {"prompt": f"{n} " + LONG})
+        self.assertEqual((len(a.seen), len(b.seen)), (0, 6))
+        a.health = 404  # no such page: alive all the same
+        await proxy.until(up, 1)
+
+    async def test_an_engine_that_is_down_is_better_than_none(self):
+        w, = await self.engines(echo)
+        w.health = 503
+        proxy = await self.start(*self.words("worker", [w]), "--health-seconds", "1")
+        await proxy.until(f'instance_up{{role="worker",instance="{w.name}"}}', 0)
+        answer = await proxy.ask("GET", "/healthcheck")
+        self.assertEqual((answer.status, answer.json["status"]), (503, "no instance is up"))
+        self.assertEqual((await proxy.ask("POST", COMPLETIONS, PROMPT)).status, 200)
+
+
+class Clients(Case):
+    """What clients do to us."""
+
+    async def test_a_client_that_leaves_takes_its_request_with_it(self):
+        for where in "prefill", "decode", "stream":
+            began, ended = asyncio.Event(), asyncio.Event()
+
+            async def hangs(request):
+                if where == "stream":
+                    await request.begin()
+                    await request.chunk(b"data: 0\n\n")
+                began.set()
+                await request.gone()
+                ended.set()
+            _, _, proxy = await self.p1d1(*(hangs, echo) if where == "prefill" else (echo, hangs))
+            client = await proxy.connect()
+            await client.send("POST", COMPLETIONS, {**PROMPT, "stream": True})
+            await began.wait()
+            client.close()
+            await ended.wait()
+            m = await proxy.metrics()
+            self.assertEqual((m["cancelled_total"], m["requests_in_flight"], m["failed_total"]), (1, 0, 0), where)
+            self.assertEqual(sum(v for k, v in m.items() if k.startswith("instance_tokens")), 0)
+
+    async def test_heads_that_are_refused(self):
+        w, = await self.engines(echo)
+        proxy = await self.mixed([w], "--max-header-bytes", "4K", "--max-body-bytes", "1000")
+        post = "POST /tokenize HTTP/1.1\r\n"
+        for head, status in (
+                ("GET / HTTP/1.1\n\n\r\n\r\n", 400), ("GET /\r\n\r\n", 400), ("G(T / HTTP/1.1\r\n\r\n", 400),
+                ("GET http://elsewhere/ HTTP/1.1\r\n\r\n", 400), ("GET /\xe9 HTTP/1.1\r\n\r\n", 400), ("GET / HTTP/2.0\r\n\r\n", 505),
+                ("GET / HTTP/1.1\r\nA b: c\r\n\r\n", 400), ("GET / HTTP/1.1\r\n folded\r\n\r\n", 400),
+                ("GET / HTTP/1.1\r\nA: b\rc\r\n\r\n", 400), ("GET / HTTP/1.1\r\nA: b\0c\r\n\r\n", 400),
+                ("GET / HTTP/1.1\r\nA: b\nC: d\r\n\r\n", 400), ("GET / HTTP/1.1\r\nno colon\r\n\r\n", 400),
+                (post + "Content-Length: -1\r\n\r\n", 400), (post + "Content-Length: 1 1\r\n\r\n", 400),
+                (post + "Content-Length: 1\r\nContent-Length: 1\r\n\r\n", 400),
+                (post + "Content-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n", 400),
+                (post + "Transfer-Encoding: gzip, chunked\r\n\r\n", 400),
+                (post + "Transfer-Encoding: chunked\r\n\r\nzz\r\n", 400),
+                (post + "Transfer-Encoding: chunked\r\n\r\n1\r\nab\r\n", 400),
+                (post + "Transfer-Encoding: chunked\r\n\r\n-1\r\n", 400),
+                (post + "Transfer-Encoding: chunked\r\n\r\n1" + "0" * 16 + "\r\n", 400),
+                (post + "Content-Length: 1001\r\n\r\n", 413),
+                (post + "Transfer-Encoding: chunked\r\n\r\n" + "3e8\r\n" + "x" * 1000 + "\r\n1\r\nx\r\n", 413),
+                ("GET / HTTP/1.1\r\nA: " + "x" * 5000 + "\r\n\r\n", 431), ("GET / HTTP/1.1\r\nA: " + "x" * 5000, 431),
+                ("GET / HTTP/1.1\r\n" + "A: b\r\n" * 101 + "\r\n", 431)):
+            with self.subTest(head[:60]):
+                client = await proxy.connect()
+                await client.raw(head.encode())
+                answer = await client.answer()
+                self.assertEqual(answer.status, status)
+                self.assertEqual(answer.json["error"]["code"], status)
+                self.assertEqual(await client.reader.read(), b"")  # closed: where the next begins nobody knows
+                client.close()
+        self.assertEqual(w.seen, [])
+
+    async def test_the_answer_to_a_body_too_long_arrives(self):
+        w, = await self.engines(echo)
+        proxy = await self.mixed([w], "--max-body-bytes", "1000")
+        client = await proxy.connect()
+        await client.send("POST", "/tokenize", b"x" * 5_000_000)  # much of it unread when it is refused
+        self.assertEqual((await client.answer()).status, 413)
+
+    async def test_a_request_that_takes_too_long_to_come(self):
+        w, = await self.engines(echo)
+        proxy = await self.mixed([w], "--client-seconds", "1")
+        for begun in b"POST /tok", b"POST /tokenize HTTP/1.1\r\nContent-Length: 10\r\n\r\n12345":
+            client = await proxy.connect()
+            await client.raw(begun)
+            self.assertEqual((await client.answer()).status, 408)
+        client = await proxy.connect()
+        self.assertEqual(await client.reader.read(), b"")  # silent from the start: closed
+
+    async def test_a_client_that_does_not_read_stops_its_engine(self):
+        size, sent, ended = 256 << 20, 0, asyncio.Event()
+
+        async def floods(request):
+            nonlocal sent
+            await request.begin()
+            try:
+                while sent < size:
+                    await request.chunk(b"x" * 65536)
+                    sent += 65536
+            finally:
+                ended.set()
+        w, = await self.engines(floods)
+        proxy = await self.mixed([w], "--client-seconds", "1")
+        client = await proxy.connect(limit=1 << 16)
+        await client.send("POST", COMPLETIONS, PROMPT)
+        await ended.wait()  # cut after a second without progress
+        self.assertLess(sent, 64 << 20)  # what sockets hold, and a megabyte here
+        client.reset()
+
+    async def test_a_slow_client_gets_everything(self):
+        async def much(request):
+            await request.begin()
+            for i in range(400):
+                await request.chunk(bytes([i % 256]) * 30000)
+            await request.end()
+        w, = await self.engines(much)
+        proxy = await self.mixed([w])
+        client = await proxy.connect(limit=1 << 12)
+        await client.send("POST", COMPLETIONS, PROMPT)
+        answer = await client.answer()
+        self.assertEqual(answer.body, b"".join(bytes([i % 256]) * 30000 for i in range(400)))
+
+    async def test_more_connections_than_there_may_be_wait(self):
+        w, = await self.engines(echo)
+        proxy = await self.mixed([w], "--max-connections", "2")
+        first, second, third = [await proxy.connect() for _ in range(3)]
+        await third.send("GET", "/healthcheck")
+        for _ in range(3):
+            answer = await second.ask("GET", "/metrics")
+            self.assertIn(b"\nucm_proxy_connections 2\n", answer.body)
+        first.close()
+        self.assertEqual((await third.answer()).status, 200)
+        second.close()
+        third.close()
+
+    async def test_requests_one_after_the_other_on_a_connection(self):
+        _, _, proxy = await self.p1d1()
+        client = await proxy.connect()
+        body = json.dumps({**PROMPT, "stream": True})
+        one = f"POST {COMPLETIONS} HTTP/1.1\r\nContent-Length: {len(body)}\r\n\r\n{body}"
+        await client.raw((one + "GET /healthcheck HTTP/1.1\r\n\r\n" * 500 + one).encode())
+        answers = [await client.answer() for _ in range(502)]
+        self.assertEqual({a.status for a in answers}, {200})
+        self.assertEqual({a.body for a in answers[::501]}, {answers[0].body})
+        self.assertIn(b"[DONE]", answers[0].body)
+
+    async def test_bodies_in_chunks_and_after_continue(self):
+        w, = await self.engines(echo)
+        proxy = await self.mixed([w])
+        client = await proxy.connect()
+        await client.raw(b"POST /tokenize HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n5;x=y\r\n{\"a\":\r\n"
+                         b"3\r\n 1}\r\n0\r\nX-Trailer: t\r\n\r\n")
+        self.assertEqual((await client.answer()).json["got"], {"a": 1})
+        self.assertEqual(w.seen[0].fields["content-length"], "8")
+        await client.raw(b"POST /tokenize HTTP/1.1\r\nExpect: 100-continue\r\nContent-Length: 2\r\n\r\n")
+        self.assertEqual((await client.head()).status, 100)
+        await client.raw(b"{}")
+        self.assertEqual((await client.answer()).status, 200)
+
+    async def test_any_bytes_at_all(self):
+        w, = await self.engines(echo)
+        proxy = await self.mixed([w], "--max-header-bytes", "4K", "--client-seconds", "5")
+        rng = random.Random(7)
+        good = b"POST /tokenize HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n"
+        for _ in range(300):
+            data = bytearray(good * rng.randint(1, 3))
+            for _ in range(rng.randint(0, 6)):
+                at = rng.randrange(len(data))
+                data[at:at + rng.randint(0, 3)] = rng.choice((b"\r\n", b"\0", b":", b" ", rng.randbytes(3)))
+            client = await proxy.connect()
+            try:
+                await client.raw(data)
+                client.writer.write_eof()
+                await client.reader.read()
+            except ConnectionError:
+                pass
+            client.close()
+        self.assertEqual((await proxy.ask("GET", "/healthcheck")).json["status"], "ok")
+
+    async def test_many_streams_at_once(self):
+        async def paced(request):
+            await request.begin()
+            for i in range(20):
+                await request.chunk(b"data: %s %d\n\n" % (request.json["who"].encode(), i))
+                await asyncio.sleep(0)
+            await request.end()
+        p, *ds = await self.engines(echo, paced, paced)
+        proxy = await self.pd([p], ds)
+
+        async def one(who):
+            answer = await proxy.ask("POST", COMPLETIONS, {**PROMPT, "who": who, "stream": True})
+            self.assertEqual(answer.body.decode(), "".join(f"data: {who} {i}\n\n" for i in range(20)))
+        await asyncio.gather(*(one(f"client{i}") for i in range(100)))
+
+    async def test_the_end_waits_for_what_is_under_way(self):
+        began, go = asyncio.Event(), asyncio.Event()
+
+        async def slow(request):
+            await request.begin()
+            await request.chunk(b"data: 0\n\n")
+            began.set()
+            await go.wait()
+            await request.end()
+        _, _, proxy = await self.p1d1(echo, slow, "--drain-seconds", "60")
+        client, idle = await proxy.connect(), await proxy.connect()
+        await client.send("POST", COMPLETIONS, {**PROMPT, "stream": True})
+        await began.wait()
+        proxy.terminate()
+        self.assertEqual(await idle.reader.read(), b"")
+        with self.assertRaises(ConnectionRefusedError):
+            await proxy.connect()
+        go.set()
+        self.assertEqual((await client.answer()).body, b"data: 0\n\n")
+        client.close()
+        self.assertEqual(await proxy.process.wait(), 0)
+
+
+if __name__ == "__main__":
+    unittest.main(argv=[sys.argv[0], *sys.argv[2:]], warnings="ignore")

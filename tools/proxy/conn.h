@@ -1,0 +1,42 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* conn.h - a TCP connection that never blocks: bytes in, bytes out, and a deadline on each. */
+#ifndef PROXY_CONN_H
+#define PROXY_CONN_H
+
+#include <stddef.h>
+#include <sys/socket.h>
+
+#include <event2/buffer.h>
+#include <event2/event.h>
+
+enum { CONN_READ = 64 << 10, CONN_HIGH = 1 << 20, CONN_LOW = 256 << 10 };
+
+/* In each of these the connection may be freed. */
+struct conn_ops {
+    void (*readable)(void *arg);      /* there is more in `in` */
+    void (*drained)(void *arg);       /* `out` has fallen to CONN_LOW, or to nothing */
+    void (*gone)(void *arg, int why); /* 0: its end; -ETIMEDOUT; another -errno */
+};
+struct conn {
+    int fd, connecting, error;
+    unsigned stall_s; /* so long may a write, or connecting, stand still */
+    struct event *rd, *wr;
+    struct evbuffer *in, *out;
+    const struct conn_ops *ops;
+    void *arg;
+};
+
+/* Takes the descriptor over. */
+struct conn *conn_new(struct event_base *base, int fd, unsigned stall_s, const struct conn_ops *ops,
+                      void *arg);
+/* Begins to connect; NULL when that fails at once. */
+struct conn *conn_connect(struct event_base *base, const struct sockaddr *addr, socklen_t len,
+                          unsigned stall_s, const struct conn_ops *ops, void *arg);
+void conn_free(struct conn *c);
+/* Reads; a silence of so many seconds ends it, 0: never. */
+void conn_read(struct conn *c, unsigned silence_s);
+void conn_pause(struct conn *c);
+/* Writes what is in `out`; what is wrong with it comes through `gone`, later. */
+void conn_flush(struct conn *c);
+
+#endif
