@@ -268,8 +268,8 @@ struct ucm_inspect {
     void (*block)(void *arg, const struct ucm_lane_info *lane, const struct ucm_block_info *block);
 };
 #define UCM_INSPECT_VERIFY 1u /* read every block and check it */
-/* Visits all lanes of all namespaces below a backend directory.  Reads only.  Where the key cannot
- * be had, ucm_conf_error of conf says why. */
+/* Visits all lanes of all namespaces below a backend directory.  Reads only.  What goes wrong is also
+ * told by ucm_conf_error of conf. */
 UCM_API int ucm_inspect(const char *backend, const struct ucm_inspect *how);
 
 /* ---- changing what a storage backend holds (no store needed, engines may be running) ----

@@ -114,8 +114,6 @@ int mount_look(FILE *mountinfo, dev_t dev, struct mount_facts *m);
 int check_backend(const char *dir);
 /* A conf with the key of an integrity_key_file, or NULL: the environment's (ucm_look.c). */
 int conf_with_key(const char *file, ucm_conf **conf_p);
-/* Says why a call on that directory failed: what is wrong with the key, or the error. */
-int cannot_on(const char *dir, const ucm_conf *conf, int err);
 #define KEY_OPTION(field)                                                                          \
     {                                                                                              \
         "integrity-key-file", OPT_TEXT, field, "FILE", NULL,                                       \

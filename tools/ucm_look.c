@@ -147,12 +147,6 @@ int conf_with_key(const char *file, ucm_conf **conf_p)
                : TOOL_GOOD;
 }
 
-int cannot_on(const char *dir, const ucm_conf *conf, int err)
-{
-    const char *why = ucm_conf_error(conf);
-    return *why ? cannot("%s", why) : cannot("%s: %s", dir, strerror(-err));
-}
-
 static int walk(struct look *l, const char *dir, unsigned flags,
                 void (*block)(void *, const struct ucm_lane_info *, const struct ucm_block_info *))
 {
@@ -162,7 +156,7 @@ static int walk(struct look *l, const char *dir, unsigned flags,
     int err = status ? 0 : ucm_inspect(dir, &how);
 
     if (err < 0)
-        return cannot_on(dir, l->conf, err);
+        return cannot("%s", ucm_conf_error(l->conf));
     if (l->failed)
         return cannot("out of memory");
     if (l->locked)
@@ -491,7 +485,7 @@ static int repair(struct look *l, const char *dir)
     if (l->nv)
         qsort(l->v, l->nv, sizeof *l->v, by_place);
     int err = ucm_manage(dir, &how, &l->repaired);
-    return err < 0 ? cannot("%s: cannot be repaired: %s", dir, strerror(-err)) : TOOL_GOOD;
+    return err < 0 ? cannot("cannot be repaired: %s", ucm_conf_error(l->conf)) : TOOL_GOOD;
 }
 
 static void verify_block(void *arg, const struct ucm_lane_info *lane,

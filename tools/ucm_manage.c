@@ -196,7 +196,7 @@ static int run(struct change *c, const char *did, unsigned n, char **dirs)
         c->backend = dirs[i];
         int err = ucm_manage(dirs[i], &c->how, &t);
         if (err < 0) {
-            status = cannot_on(dirs[i], c->how.conf, err);
+            status = cannot("%s", ucm_conf_error(c->how.conf));
             continue;
         }
         add_total(&c->total, &t);

@@ -123,13 +123,13 @@ static void visit_lane(void *arg, const struct ucm_lane_info *l)
     typedef unsigned long long u64;
     PyObject *lane = Py_BuildValue(
         "{s:s, s:z, s:s, s:z, s:i, s:O, s:I, s:I, s:K, s:K, s:K, s:K, s:K, s:K, s:K, s:K, s:K, "
-        "s:K, s:K}",
+        "s:K, s:K, s:O}",
         "namespace", l->ns, "namespace_text", l->ns_text, "lane", l->lane, "host", l->host, "pid",
         l->pid, "live", l->live ? Py_True : Py_False, "rank", l->rank, "ranks", l->ranks,
         "block_size", (u64)l->block_size, "shard_size", (u64)l->shard_size, "epoch", (u64)l->epoch,
         "generation", (u64)l->generation, "records", (u64)l->records, "segments", (u64)l->segments,
         "slots", (u64)l->slots, "blocks", (u64)l->blocks, "bytes", (u64)l->bytes, "bad",
-        (u64)l->bad, "error", (u64)l->error);
+        (u64)l->bad, "error", (u64)l->error, "locked", l->locked ? Py_True : Py_False);
     if (!lane || PyList_Append(in->lanes, lane))
         in->failed = true;
     Py_XDECREF(lane);
@@ -137,34 +137,40 @@ static void visit_lane(void *arg, const struct ucm_lane_info *l)
 }
 
 PyDoc_STRVAR(inspect_doc,
-             "inspect(backend, verify=False) -> list of dicts\n\n"
+             "inspect(backend, verify=False, conf) -> list of dicts\n\n"
              "The lanes of all namespaces below a storage backend; engines may be running.\n"
-             "verify reads every block and counts the bad ones.");
+             "verify reads every block and counts the bad ones.  What is sealed with another key\n"
+             "than the integrity_key_file of conf, a Conf, is `locked`.");
 
 static PyObject *inspect(PyObject *module, PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"backend", "verify", NULL};
-    PyObject *path;
+    static char *names[] = {"backend", "verify", "conf", NULL};
+    struct ext_state *state = PyModule_GetState(module);
+    PyObject *path, *conf = NULL;
     int verify = 0;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O&|p:inspect", names, PyUnicode_FSConverter,
-                                     &path, &verify))
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O&|pO!:inspect", names, PyUnicode_FSConverter,
+                                     &path, &verify, state->conf, &conf))
         return NULL;
     struct inspection in = {.lanes = PyList_New(0)};
-    if (!in.lanes || ext_log_begin(PyModule_GetState(module))) {
+    struct ucm_inspect how = {
+        .flags = verify ? UCM_INSPECT_VERIFY : 0, .arg = &in, .lane = visit_lane};
+    if (!in.lanes || ext_log_begin(state) || (conf && !(how.conf = ext_conf_borrow(conf)))) {
         Py_XDECREF(in.lanes);
         Py_DECREF(path);
         return NULL;
     }
-    struct ucm_inspect how = {
-        .flags = verify ? UCM_INSPECT_VERIFY : 0, .arg = &in, .lane = visit_lane};
     const char *dir = PyBytes_AsString(path);
     in.thread = PyEval_SaveThread();
     int err = ucm_inspect(dir, &how);
     PyEval_RestoreThread(in.thread);
-    if (!in.failed && err < 0) {
+    if (!in.failed && err < 0 && conf) {
+        ext_os_error(err, ucm_conf_error(how.conf));
+    } else if (!in.failed && err < 0) {
         errno = -err; /* of the directory: not in ucm's words, which are about blocks */
         PyErr_SetFromErrnoWithFilename(PyExc_OSError, dir);
     }
+    if (conf)
+        ext_conf_return(conf);
     Py_DECREF(path);
     if (in.failed || err < 0)
         Py_CLEAR(in.lanes);

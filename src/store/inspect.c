@@ -258,27 +258,40 @@ static void visit_ns(void *arg, int root, const char *name)
     close(ns);
 }
 
+static int inspect(void *arg, const char *backend)
+{
+    struct inspection *in = arg;
+    int at = open(backend, O_RDONLY | O_DIRECTORY | O_CLOEXEC), err = at < 0 ? -errno : 0;
+    in->buf = aligned_alloc(UCMI_PAGE, READ_BUF);
+    in->head = aligned_alloc(UCMI_PAGE, sizeof *in->head);
+    if (!err)
+        err = in->buf && in->head ? ucmi_seal_open(&in->seal, &in->key) : -ENOMEM;
+    if (!err)
+        err = ucmi_each_name(at, "ucm", visit_ns, in);
+    if (at >= 0)
+        close(at);
+    ucmi_seal_close(&in->seal);
+    free(in->buf);
+    free(in->head);
+    return err;
+}
+
+int ucmi_with_key(const char *backend, ucm_conf *conf, struct ucmi_key *key,
+                  int (*fn)(void *arg, const char *backend), void *arg)
+{
+    int err = conf ? ucmi_key_read(ucm_conf_get(conf, "integrity_key_file"), key, conf) : 0;
+    if (err < 0)
+        return err;
+    err = fn(arg, backend);
+    ucmi_key_wipe(key);
+    return err < 0 && conf ? ucmi_conf_fail(conf, err, "%s: %s", backend, ucmi_file_error(err))
+                           : err;
+}
+
 int ucm_inspect(const char *backend, const struct ucm_inspect *how)
 {
     if (!backend || !how)
         return -EINVAL;
-    struct inspection in = {.how = how,
-                            .buf = aligned_alloc(UCMI_PAGE, READ_BUF),
-                            .head = aligned_alloc(UCMI_PAGE, sizeof *in.head)};
-    int at = open(backend, O_RDONLY | O_DIRECTORY | O_CLOEXEC), err = at < 0 ? -errno : 0;
-    if (!in.buf || !in.head)
-        err = -ENOMEM;
-    if (!err && how->conf)
-        err = ucmi_key_read(ucm_conf_get(how->conf, "integrity_key_file"), &in.key, how->conf);
-    if (!err)
-        err = ucmi_seal_open(&in.seal, &in.key);
-    if (!err)
-        err = ucmi_each_name(at, "ucm", visit_ns, &in);
-    if (at >= 0)
-        close(at);
-    ucmi_seal_close(&in.seal);
-    ucmi_key_wipe(&in.key);
-    free(in.buf);
-    free(in.head);
-    return err;
+    struct inspection in = {.how = how};
+    return ucmi_with_key(backend, how->conf, &in.key, inspect, &in);
 }

@@ -458,6 +458,35 @@ static bool sensible(const struct ucm_manage *how)
     return how->op != UCM_MANAGE_PIN || (how->until > time(NULL) && how->until >> 36 == 0);
 }
 
+static int manage(void *arg, const char *backend)
+{
+    struct ucmi_manager *m = arg;
+    int at = open(backend, O_RDONLY | O_DIRECTORY | O_CLOEXEC), err = at < 0 ? -errno : 0;
+    if (!err)
+        err = ucmi_seal_open(&m->seal, &m->key);
+    if (!err)
+        err = m->buf ? ucm_conf_new(&m->conf) : -ENOMEM;
+    if (!err)
+        err = ucmi_each_name(at, "ucm", find_space, m);
+    if (!err && m->failed)
+        err = -ENOMEM;
+    if (!err && m->how->op == UCM_MANAGE_GC)
+        err = ucmi_manage_gc(m);
+    else
+        for (size_t i = 0; !err && i < m->nspaces; i++)
+            serve(m, &m->spaces[i]);
+    if (!err)
+        sum_up(m);
+    for (size_t i = 0; i < m->nspaces; i++)
+        free_space(&m->spaces[i]);
+    free(m->spaces);
+    ucm_conf_free(m->conf);
+    ucmi_seal_close(&m->seal);
+    if (at >= 0)
+        close(at);
+    return err;
+}
+
 int ucm_manage(const char *backend, const struct ucm_manage *how, struct ucm_manage_total *total_p)
 {
     if (!backend || !how || !total_p || !sensible(how))
@@ -476,34 +505,9 @@ int ucm_manage(const char *backend, const struct ucm_manage *how, struct ucm_man
         .limit =
             how->op == UCM_MANAGE_RM && how->before ? ucmi_tick((uint64_t)how->before) : UINT32_MAX,
     };
-    int at = open(backend, O_RDONLY | O_DIRECTORY | O_CLOEXEC), err = at < 0 ? -errno : 0;
-    if (!err && how->conf)
-        err = ucmi_key_read(ucm_conf_get(how->conf, "integrity_key_file"), &m.key, how->conf);
+    int err = ucmi_with_key(backend, how->conf, &m.key, manage, &m);
     if (!err)
-        err = ucmi_seal_open(&m.seal, &m.key);
-    if (!err)
-        err = m.buf ? ucm_conf_new(&m.conf) : -ENOMEM;
-    if (!err)
-        err = ucmi_each_name(at, "ucm", find_space, &m);
-    if (!err && m.failed)
-        err = -ENOMEM;
-    if (!err && how->op == UCM_MANAGE_GC)
-        err = ucmi_manage_gc(&m);
-    else
-        for (size_t i = 0; !err && i < m.nspaces; i++)
-            serve(&m, &m.spaces[i]);
-    if (!err) {
-        sum_up(&m);
         *total_p = m.total;
-    }
-    for (size_t i = 0; i < m.nspaces; i++)
-        free_space(&m.spaces[i]);
-    free(m.spaces);
-    ucm_conf_free(m.conf);
-    ucmi_seal_close(&m.seal);
-    ucmi_key_wipe(&m.key);
     free(m.buf);
-    if (at >= 0)
-        close(at);
     return err;
 }

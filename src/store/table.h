@@ -43,6 +43,10 @@ void ucmi_table_free(struct ucmi_table *t);
  * devices not waited for.  A descriptor or -errno; -ELOOP: no regular file. */
 int ucmi_open_below(int dir, const char *name);
 
+/* Calls fn with the key that conf names, if any; what goes wrong is told in conf, if there is one.
+ */
+int ucmi_with_key(const char *backend, ucm_conf *conf, struct ucmi_key *key,
+                  int (*fn)(void *arg, const char *backend), void *arg);
 /* Calls fn for each entry of a directory that begins with no dot. */
 int ucmi_each_name(int at, const char *path, void (*fn)(void *arg, int dir, const char *name),
                    void *arg);

@@ -464,6 +464,22 @@ static void the_tool_needs_the_key(void **state)
     assert_int_equal(inspect(*state, "a").lanes, 0);
 }
 
+/* Who owns a lane is asked in a journal that is sealed as well. */
+static void an_owner_answers_who_has_the_key(void **state)
+{
+    struct memory m;
+    ucm_store *store = open_with(*state, "a");
+    memory_new(&m, store, &shape, BLOCKS);
+    dump_all(store, &m, 0);
+    struct ucm_manage rm = {.op = UCM_MANAGE_RM, .timeout_ms = 30000};
+    assert_int_equal(manage(*state, "b", rm).done, 0);
+    assert_int_equal(count_found(store, 0, BLOCKS), BLOCKS);
+    assert_int_equal(manage(*state, "a", rm).done, BLOCKS);
+    assert_int_equal(count_found(store, 0, BLOCKS), 0);
+    memory_free(&m);
+    ucm_store_close(store);
+}
+
 static void the_tool_finds_what_a_stranger_has_planted(void **state)
 {
     static struct files f;
@@ -519,6 +535,7 @@ int main(void)
         TEST(nobody_without_the_key_plants_or_alters_blocks),
         TEST(a_shard_is_sealed_for_its_place),
         TEST(the_tool_needs_the_key),
+        TEST(an_owner_answers_who_has_the_key),
         TEST(the_tool_finds_what_a_stranger_has_planted),
         TEST(a_lane_of_another_namespace_is_none),
     };

@@ -245,6 +245,29 @@ def test_inspect_sees_what_was_stored(open_store, engine, tmp_path):
         ucm.inspect(tmp_path / "file")
 
 
+def test_inspect_wants_the_key_of_what_is_sealed(open_store, engine, tmp_path):
+    key = tmp_path / "key"
+    key.write_bytes(bytes(range(32)))
+    key.chmod(0o600)
+    try:
+        store = open_store(integrity_key_file=str(key))
+    except OSError as e:
+        if "not in this build" in str(e):
+            pytest.skip("built without libcrypto, so nothing can be sealed")
+        raise
+    store.dump(engine.map(store), keys("a", "b"), numbers(0, 1)).wait("stored")
+    (lane,) = ucm.inspect(tmp_path)
+    assert (lane["blocks"], lane["locked"]) == (0, True)
+    conf = ucm.Conf({"integrity_key_file": str(key)})
+    (lane,) = ucm.inspect(tmp_path, verify=True, conf=conf)
+    assert (lane["blocks"], lane["bad"], lane["locked"]) == (2, 0, False)
+    key.chmod(0o644)
+    with pytest.raises(OSError, match=f"integrity_key_file: {key}: others than its owner may use it"):
+        ucm.inspect(tmp_path, conf=conf)
+    with pytest.raises(OSError, match="integrity_key_file: .*; chmod 600 it"):
+        open_store(integrity_key_file=str(key))
+
+
 @pytest.mark.parametrize("pipeline", ["Posix", "Cache|Posix"])
 def test_a_directory_that_is_not_there_is_called_so(open_store, tmp_path, pipeline):
     with pytest.raises(FileNotFoundError, match=f"{tmp_path}/none: No such file or directory; make"):
