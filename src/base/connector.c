@@ -42,8 +42,8 @@ static const struct ucm_option connector_options[] = {
      "a load that takes longer is given up, and its tokens are computed; 0: twice as long as "
      "computing them takes, by what this engine has computed so far, and 2 s at least"},
     {"metrics_config_path", UCM_T_STR, 0, "", NULL, NULL,
-     "YAML file that names the metrics to show to Prometheus; empty: none",
-     "Prometheus sees only what vLLM counts itself (vllm:external_prefix_cache_*); remove it"},
+     "YAML file that names the metrics that vLLM's /metrics shows, as "
+     "examples/metrics/metrics_configs.yaml does; empty: none of ucm's"},
     {"chunk_tokens", UCM_T_INT, 0, "0", "0", "65536",
      "tokens in a block of the store, a multiple of the engine's block size; 0: the engine's block "
      "size, raised to 128"},

@@ -113,16 +113,13 @@ def test_other_defaults_yield_to_what_is_given(tmp_path):
     assert from_extra_config({"UCM_CONFIG_FILE": str(path)}, mine).get("store_pipeline") == "Cache|Posix"
 
 
-@pytest.mark.parametrize("key, value", [
-    ("use_gdr", True), ("metrics_config_path", "/metrics.yaml"),
-])  # fmt: skip
-def test_what_has_no_effect_yet_says_so(key, value):
-    code = "import logging; logging.basicConfig(); import ucm, sys; ucm.Conf({sys.argv[1]: eval(sys.argv[2])})"
+def test_what_has_no_effect_yet_says_so():
+    code = "import logging; logging.basicConfig(); import ucm, sys; ucm.Conf({'use_gdr': sys.argv[1]})"
     said = [
-        subprocess.run([sys.executable, "-c", code, key, repr(v)], capture_output=True, text=True, timeout=60, cwd="/")
-        for v in (value, type(value)())
+        subprocess.run([sys.executable, "-c", code, v], capture_output=True, text=True, timeout=60, cwd="/")
+        for v in ("true", "false")
     ]
-    assert re.search(rf"^WARNING:ucm:.*{key}: .* has no effect yet \(given by the caller\): .*(give|remove)", said[0].stderr)
+    assert re.search(r"^WARNING:ucm:.*use_gdr: .* has no effect yet \(given by the caller\): .*(give|remove)", said[0].stderr)
     assert said[1].stderr == ""
 
 

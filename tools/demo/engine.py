@@ -124,6 +124,12 @@ class Engine:
                 out[m.name + (f":{source}" if source else "")] = m.value
         return out
 
+    def scrape(self) -> str:
+        """What an API server in this process would show as /metrics."""
+        import prometheus_client
+
+        return prometheus_client.generate_latest().decode()
+
     def close(self) -> None:
         self.llm.llm_engine.engine_core.shutdown()
 

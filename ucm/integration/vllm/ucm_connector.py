@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
+from vllm.distributed.kv_transfer.kv_connector.factory import KVConnectorFactory
 from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorBase_V1, KVConnectorRole
 from vllm.logger import init_logger
 
@@ -22,6 +23,7 @@ from ucm.integration.vllm import geometry as geo
 from ucm.integration.vllm.lite import LiteSide
 from ucm.integration.vllm.messages import Step, StepResult
 from ucm.integration.vllm.scheduler import Policy, SchedulerSide
+from ucm.integration.vllm.stats import SCHEDULERS, Meter, PromMetrics, Shown, Stats
 from ucm.integration.vllm.worker import WorkerSide
 from ucm.traces import Recorder, directory_of
 
@@ -56,11 +58,18 @@ class UCMConnector(KVConnectorBase_V1):
             conf.set("ranks", geometry.ranks)
         policy = _policy(conf, vllm_config)
         timeout_ms = int(conf.get("timeout_ms"))
-        store = ucm.Store(conf)
+        shown = Shown.read(conf.get("metrics_config_path"))
+        scheduling = role == KVConnectorRole.SCHEDULER
+        worker_id = "scheduler" if scheduling else str(vllm_config.parallel_config.rank)
+        self._meter = store = Meter(ucm.Store(conf), worker_id, shown.interval_s, SCHEDULERS if scheduling else ())
+        # A wrapper of this class that vLLM knows in its place does not show statistics, and under MultiConnector
+        # those end the server.
+        self._measured = getattr(vllm_config.kv_transfer_config, "kv_connector_module_path", None) == __name__
         self._scheduler: SchedulerSide | None = None
         self._worker: WorkerSide | None = None
         self._traces: Recorder | None = None
-        if role == KVConnectorRole.SCHEDULER:
+        if scheduling:
+            shown.warn_of_unknown(conf.get("metrics_config_path"), store)
             side = LiteSide if conf.get("use_lite") == "true" else SchedulerSide
             self._scheduler = side(geometry, store, policy)
             logger.info("ucm: blocks of %d tokens, %d bytes; %s", geometry.block_tokens,
@@ -95,11 +104,17 @@ class UCMConnector(KVConnectorBase_V1):
         if hit.first_time:
             logger.info("request_id: %s, total_blocks_num: %d, hit hbm: %d, hit external: %d",
                         request.request_id, hit.total, hit.engine, hit.external)
+            if hit.total:
+                self._meter.sample("interval_lookup_hit_rates", hit.external / hit.total)
         return hit.tokens, self._scheduler.asynchronous and hit.tokens > 0
 
     def update_state_after_alloc(self, request: Request, blocks: KVCacheBlocks,
                                  num_external_tokens: int) -> None:
         self._scheduler.admitted(request, blocks.get_block_ids()[0], num_external_tokens)
+        if num_external_tokens:
+            fast, slow = self._scheduler.tiers_of(request, num_external_tokens)
+            self._meter.count("hit_dram_tokens_total", fast)
+            self._meter.count("hit_slower_tokens_total", slow)
 
     def get_external_cache_hit_sources(self, request: Request, num_external_tokens: int) -> dict[Any, int]:
         return compat.cache_hit_sources(*self._scheduler.tiers_of(request, num_external_tokens))
@@ -135,6 +150,7 @@ class UCMConnector(KVConnectorBase_V1):
 
     def bind_connector_metadata(self, connector_metadata: Step) -> None:
         super().bind_connector_metadata(connector_metadata)
+        self._meter.begin(connector_metadata)
         self._worker.begin(connector_metadata)
 
     def start_load_kv(self, forward_context: ForwardContext, **kwargs: Any) -> None:
@@ -161,10 +177,32 @@ class UCMConnector(KVConnectorBase_V1):
 
     # ---- both ----
 
+    def get_kv_connector_stats(self) -> Stats | None:
+        stats = self._meter.take()
+        return stats if self._measured else None
+
+    @classmethod
+    def build_kv_connector_stats(cls, data: dict[str, Any] | None = None) -> Stats:
+        return Stats(data=data or {})
+
+    @classmethod
+    def build_prom_metrics(cls, vllm_config: VllmConfig, metric_types: Any, labelnames: list[str],
+                           per_engine_labelvalues: dict[int, list[object]]) -> PromMetrics:
+        conf = config.from_extra_config(vllm_config.kv_transfer_config.kv_connector_extra_config)
+        return PromMetrics(Shown.read(conf.get("metrics_config_path")), vllm_config, metric_types, labelnames,
+                           per_engine_labelvalues)
+
     def shutdown(self) -> None:
         (self._worker or self._scheduler).close()
         if self._traces:
             self._traces.close()
+
+
+# MultiConnector finds the class by its name in the process that shows metrics, which imports this for them.
+try:
+    KVConnectorFactory.register_connector(UCMConnector.__name__, __name__, UCMConnector.__name__)
+except ValueError:
+    pass  # somebody else's of that name, as a wrapper of this one
 
 
 def _share_log() -> None:
