@@ -6,6 +6,7 @@ from __future__ import annotations
 import functools
 import itertools
 import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "tools" / "demo"), str(Path(__file__).parent)]
 
-from support import Deployment, Row, Table  # noqa: E402
+from support import Deployment, Row, Table, Weather  # noqa: E402
 from zygote import Life, Zygote  # noqa: E402
 
 
@@ -58,7 +59,10 @@ def work(tmp_path_factory) -> Path:
 def zygote(work):
     # vLLM leaves sockets and the like in the temporary directory.
     here = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
-    with Zygote(work / "zygote.log", {"TMPDIR": str(work), "PYTHONPATH": here.rstrip(os.pathsep)}) as z:
+    weather = work / "weather.so"
+    subprocess.run(["cc", "-O1", "-shared", "-fPIC", "-o", weather, Path(__file__).with_name("weather.c")], check=True)
+    with Zygote(work / "zygote.log", {"TMPDIR": str(work), "PYTHONPATH": here.rstrip(os.pathsep),
+                                      "LD_PRELOAD": str(weather)}) as z:
         yield z
 
 
@@ -98,6 +102,12 @@ def reference(work, zygote, model):
     yield ask
     for life in lives.values():
         life.close()
+
+
+@pytest.fixture
+def weather(tmp_path) -> Weather:
+    """Of the storage of lives with weather.environment, by the I/O engine psync."""
+    return Weather(tmp_path / "weather")
 
 
 @pytest.fixture

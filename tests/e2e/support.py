@@ -7,6 +7,7 @@ import contextlib
 import itertools
 import os
 import re
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,21 @@ class Row:
         self.note(column, answers == self.reference(prompts), "WRONG TOKENS")
         self.note(column, found == blocks, f"{sum(found)} of {sum(blocks)} blocks")
         self.note(column, not source or loaded == expected, f"{loaded:.0f} of {expected} tokens from {source}")
+
+
+class Weather:
+    """How long storage takes; see weather.c."""
+
+    HANGS = -1
+
+    def __init__(self, path: Path):
+        self._path, self.environment = path, {"UCM_TEST_WEATHER": str(path)}
+        path.write_bytes(bytes(12))
+
+    def set(self, reads: int = 0, writes: int = 0, mkdirs: int = 0) -> None:
+        """In ms each.  The file is mapped by the engine, so it is written in place."""
+        with open(self._path, "r+b") as f:
+            f.write(struct.pack("3i", reads, writes, mkdirs))
 
 
 class Deployment:

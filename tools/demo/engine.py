@@ -90,6 +90,7 @@ class Engine:
                 kv_connector_extra_config=ucm)
         if options.get("tensor_parallel_size", 1) * options.get("pipeline_parallel_size", 1) > 1:
             settle_workers()
+        self._answers: dict[str, list[int]] = {}
         self.llm = LLM(str(model), **{
             "dtype": "float32", "max_model_len": 16384, "enforce_eager": True, "skip_tokenizer_init": True,
             "enable_prefix_caching": False, "disable_log_stats": False, **options})
@@ -107,6 +108,32 @@ class Engine:
                                     lora_request=adapter)
         return [{"tokens": list(a.outputs[0].token_ids), "finish": a.outputs[0].finish_reason,
                  "ttft_s": a.metrics.first_token_latency, "cached": a.num_cached_tokens} for a in answers]
+
+    def begin(self, name: str, prompt: list[int], tokens: int = 8) -> None:
+        """A request that is computed by step() and waited for by finish()."""
+        from vllm import SamplingParams
+
+        sampling = SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True, detokenize=False)
+        self.llm.llm_engine.add_request(name, {"prompt_token_ids": prompt}, sampling)
+
+    def step(self, count: int) -> None:
+        for _ in range(count):
+            self._note(self.llm.llm_engine.step())
+
+    def abort(self, name: str) -> None:
+        self.llm.llm_engine.abort_request([name])
+
+    def finish(self) -> dict[str, list[int]]:
+        """The answers to all begun and not aborted."""
+        while self.llm.llm_engine.has_unfinished_requests():
+            self.step(1)
+        answers, self._answers = self._answers, {}
+        return answers
+
+    def _note(self, outputs: list[Any]) -> None:
+        for o in outputs:
+            if o.finished:
+                self._answers[o.request_id] = list(o.outputs[0].token_ids)
 
     def save(self) -> None:
         """Until the next lookup finds what ucm has been given to save (in an engine of one process)."""
