@@ -10,7 +10,8 @@
  * A round is bounded (PASS_PARTS, FLIGHT_BYTES), so that a large job neither holds the lock for
  * long nor keeps the first of its layers waiting for the last.  A mover looks at a clock only for
  * what nobody will tell it: deadlines, and, while parts wait for something that only another
- * process can change, a tick every TICK_MS.
+ * process can change, a tick every TICK_MS; while there are partial blocks, whether another process
+ * waits for one, every WANTED_MS.
  *
  * mover.lock guards what others hand over and is a leaf; who posts signals with the lock held, so a
  * mover that has taken the last event may go away at once.
@@ -23,6 +24,7 @@
 enum {
     ROOM_PER_TICK = 32,
     SWEEP_MS = 100,
+    WANTED_MS = 50,
     LOAD_SHARE = 8, /* an eighth of the slots is not for dumps */
 };
 
@@ -177,7 +179,13 @@ void ucmi_part_no_slot(struct mover *m, struct part *p, bool foreign)
         ucmi_part_wait(p, &m->room, PART_ROOM);
 }
 
-/* A partial block that loads left behind and nobody uses makes room for one that is wanted now. */
+/* A partial block that loads left behind and nobody uses. */
+static bool is_idle(const struct block *b)
+{
+    return !b->users && !b->whole && !b->dirty && list_empty(&b->stored);
+}
+
+/* Such a one makes room for one that is wanted now. */
 static bool drop_idle(struct cache *c, const struct ucm_slice *s, struct link *fin)
 {
     uint32_t sets[2];
@@ -186,7 +194,7 @@ static bool drop_idle(struct cache *c, const struct ucm_slice *s, struct link *f
         uint32_t first = ucmi_pool_set_first(c->pool, sets[i]);
         for (uint32_t k = 0; k < ucmi_pool_set_size(c->pool, sets[i]); k++) {
             struct block *b = c->blocks[first + k];
-            if (b && !b->users && !b->whole && !b->dirty && list_empty(&b->stored)) {
+            if (b && is_idle(b)) {
                 ucmi_block_end(c, b, 0, fin);
                 return true;
             }
@@ -376,6 +384,19 @@ static void abandon(struct cache *c, struct pass *pass)
     }
 }
 
+/* Another process waits for a block that we fill: if it is one of those, nobody would ever bring
+ * the rest here, and that process can fill it itself. */
+static void make_way(struct cache *c, struct pass *pass)
+{
+    if (list_empty(&c->making) || !ucmi_pool_wanted(c->pool))
+        return;
+    for (struct link *l = c->making.next, *next; l != &c->making; l = next) {
+        next = l->next;
+        if (is_idle(LIST_ITEM(l, struct block, link)))
+            ucmi_block_end(c, LIST_ITEM(l, struct block, link), 0, &pass->fin);
+    }
+}
+
 static void shut_down(struct mover *m, struct pass *pass)
 {
     struct cache *c = m->c;
@@ -409,6 +430,8 @@ static uint64_t next_wake(const struct mover *m, uint64_t now_ns)
     if (!list_empty(&c->making))
         wake_ns =
             MIN(wake_ns, LIST_ITEM(c->making.next, struct block, link)->touched_ns + c->timeout_ns);
+    if (!list_empty(&c->making) && !m->out)
+        wake_ns = MIN(wake_ns, now_ns + WANTED_MS * UINT64_C(1000000));
     if (c->closing && now_ns < c->close_ns)
         wake_ns = MIN(wake_ns, c->close_ns);
     return wake_ns;
@@ -565,6 +588,7 @@ static bool look(struct mover *m, struct event *events, struct link *jobs, struc
         look_for_room(m);
     place(m, pass);
     abandon(c, pass);
+    make_way(c, pass);
     if (c->closing)
         shut_down(m, pass);
     ucmi_gauge(c->counters, UCMI_CACHE_READY, atomic_load(&c->pool->head->ready));

@@ -315,8 +315,12 @@ enum ucmi_pool_got ucmi_pool_get(struct ucmi_pool *p, const struct ucmi_pool_wan
         uint32_t slot = find(p, &w, UCMI_POOL_NONE, &word);
         if (slot != UCMI_POOL_NONE) {
             *slot_p = slot;
-            if (state_of(word) == UCMI_SLOT_FILLING)
-                return owner_of(word) == p->me ? UCMI_POOL_MINE : UCMI_POOL_BUSY;
+            if (state_of(word) == UCMI_SLOT_FILLING && owner_of(word) == p->me)
+                return UCMI_POOL_MINE;
+            if (state_of(word) == UCMI_SLOT_FILLING) {
+                atomic_fetch_or(&p->head->wanted, UINT64_C(1) << (owner_of(word) & 63));
+                return UCMI_POOL_BUSY;
+            }
             if (state_of(word) == UCMI_SLOT_EVICTING || !pin_ready(p, slot, word))
                 continue; /* a moment in the life of a slot */
             count_use(p, &p->metas[slot], tick_now());
@@ -352,6 +356,12 @@ void ucmi_pool_drop(struct ucmi_pool *p, uint32_t slot)
     uint64_t generation = atomic_load(&m->word) >> 16;
     atomic_store(&m->word, make_word(generation, p->me, UCMI_SLOT_CLAIMED));
     make_free(p, slot, generation);
+}
+
+bool ucmi_pool_wanted(struct ucmi_pool *p)
+{
+    uint64_t bit = ucmi_pool_bit(p);
+    return (atomic_load(&p->head->wanted) & bit) && atomic_fetch_and(&p->head->wanted, ~bit) & bit;
 }
 
 uint32_t ucmi_pool_busy(struct ucmi_pool *p, uint32_t ours)

@@ -84,6 +84,7 @@ struct ucmi_pool_head {
     struct ucmi_pool_layout layout;
     _Atomic uint64_t members;     /* indexes that may have left something in the metas */
     _Atomic uint64_t fixed;       /* those whose device knows the pages: they stay what they are */
+    _Atomic uint64_t wanted;      /* those that fill a block which another member waits for */
     _Atomic uint32_t quarantined; /* slots in QUARANTINE */
     _Atomic int64_t ready;        /* slots in READY */
     _Atomic uint32_t busy[UCMI_POOL_MEMBERS]; /* slots each member fills or writes down */
@@ -168,6 +169,8 @@ void ucmi_pool_publish(struct ucmi_pool *p, uint32_t slot);
 /* FILLING -> FREE: the block will not come. */
 void ucmi_pool_drop(struct ucmi_pool *p, uint32_t slot);
 void ucmi_pool_unpin(struct ucmi_pool *p, uint32_t slot);
+/* Whether another process has found a block BUSY that we fill, since this was last asked. */
+bool ucmi_pool_wanted(struct ucmi_pool *p);
 /* Says how many slots we fill or write down; returns how many all members together do.  Two who say
  * it at once: one of them at least counts the other. */
 uint32_t ucmi_pool_busy(struct ucmi_pool *p, uint32_t ours);

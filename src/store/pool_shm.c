@@ -37,7 +37,7 @@
 #endif
 
 enum {
-    VERSION = 6,
+    VERSION = 7,
     GATE = UCMI_POOL_MEMBERS,
     GATE_STEP_MS = 2,
     NICE = 10,

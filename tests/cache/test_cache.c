@@ -146,6 +146,26 @@ static void partial_blocks_give_way(void **state)
     stack_close(&s);
 }
 
+/* Nor does another process that wants such a block wait until the first has lost patience: that
+ * makes way, and reads what it needs again later. */
+static void partial_blocks_are_left_to_others(void **state)
+{
+    struct stack a, b;
+    struct shape patient = plain;
+    patient.timeout_ms = 100 * PATIENCE_MS;
+    stack_open(&a, *state, &patient, NULL);
+    stack_open(&b, *state, &plain, NULL);
+    below_put(&a.below, (ucm_key[]){key_of(0)});
+    below_put(&b.below, (ucm_key[]){key_of(0)});
+    assert_int_equal(run_shards(&a, false, 0, 1, 0, 1), 0);
+    assert_int_equal(run_move(&b, false, 0, 1), 0);
+    assert_int_equal(count_ready(&a, 0, 1), 1);
+    assert_int_equal(run_move(&a, false, 0, 1), 0);
+    assert_int_equal(a.below.reads, 1);
+    stack_close(&b);
+    stack_close(&a);
+}
+
 /* What is being dumped can be loaded shard by shard before the block is whole. */
 static void a_block_being_dumped_serves_loads(void **state)
 {
@@ -605,6 +625,7 @@ int main(void)
         TEST(two_loads_share_a_read),
         TEST(what_is_there_is_not_read_again),
         TEST(partial_blocks_give_way),
+        TEST(partial_blocks_are_left_to_others),
         TEST(a_block_being_dumped_serves_loads),
         TEST(dumping_again_is_harmless),
         TEST(what_below_lost_is_written_again),
