@@ -404,6 +404,7 @@ struct ucm_tier {
 struct ucm_lookup { /* one call of ucm_lookup*, which may ask for some keys and ranks at a time */
     int up_to_date; /* what others have published before the call has been read, or waited for:
                      * a lookup that finds this set does not block */
+    int loaded; /* they have been loaded from a tier above: of use, and not to be kept for a load */
 };
 struct ucm_tier_ops {
     struct ucm_plugin p;

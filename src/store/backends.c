@@ -198,12 +198,12 @@ static int backends_submit(struct ucm_tier *t, struct ucm_xfer *x)
 }
 
 static size_t probe_all(struct ucmi_backends *b, const bool *usable, const ucm_key *keys, size_t n,
-                        uint32_t rank, uint8_t level, uint8_t *found)
+                        uint32_t rank, uint8_t level, uint8_t *found, const struct ucm_lookup *call)
 {
     size_t missing = n;
     for (unsigned i = 0; i < b->n && missing; i++)
         if (usable[i])
-            missing = ucmi_posix_probe(b->v[i], keys, n, rank, level, found);
+            missing = ucmi_posix_probe(b->v[i], keys, n, rank, level, found, call->loaded);
     return missing;
 }
 
@@ -216,7 +216,7 @@ static void backends_lookup(struct ucm_tier *t, const ucm_key *keys, size_t n, u
 
     for (unsigned i = 0; i < b->n; i++)
         usable[i] = ucmi_posix_usable(b->v[i]);
-    if (!probe_all(b, usable, keys, n, rank, level, found) || call->up_to_date)
+    if (!probe_all(b, usable, keys, n, rank, level, found, call) || call->up_to_date)
         return;
     call->up_to_date = 1;
     for (unsigned i = 0; i < b->n; i++)
@@ -227,7 +227,7 @@ static void backends_lookup(struct ucm_tier *t, const ucm_key *keys, size_t n, u
     for (unsigned i = 0; i < b->n; i++)
         if (usable[i])
             ucmi_posix_await(b->v[i], ticket[i], until);
-    probe_all(b, usable, keys, n, rank, level, found);
+    probe_all(b, usable, keys, n, rank, level, found, call);
 }
 
 const struct ucm_tier_ops ucmi_tier_posix = {

@@ -145,8 +145,9 @@ static bool probe(const struct ucmi_index *ix, size_t i, const ucm_key *key, uin
         struct ucmi_entry *e = &ix->v[i];
         if (!same_block(e, key, rank))
             continue;
-        /* Written only when it changes: lookups of many threads share the line else. */
-        if (atomic_load_explicit(&e->seen, memory_order_relaxed) != now)
+        /* Written only when it grows: lookups of many threads share the line else, and who has
+         * loaded a block does not end the lease of who is going to. */
+        if (atomic_load_explicit(&e->seen, memory_order_relaxed) < now)
             atomic_store_explicit(&e->seen, now, memory_order_relaxed);
         return true;
     }

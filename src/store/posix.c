@@ -405,15 +405,16 @@ bool ucmi_posix_usable(struct ucmi_posix *p)
 /* ---- looking up ---- */
 
 size_t ucmi_posix_probe(struct ucmi_posix *p, const ucm_key *keys, size_t n, uint32_t rank,
-                        uint8_t level, uint8_t *found)
+                        uint8_t level, uint8_t *found, bool loaded)
 {
     struct timespec now;
     size_t missed = 0;
     clock_gettime(CLOCK_REALTIME_COARSE, &now);
+    uint32_t seen = (uint32_t)now.tv_sec - (loaded ? UCMI_LEASE_S : 0); /* then the lease is over */
     for (size_t i = 0; i < n; i += PROBE_STEP) {
         pthread_rwlock_rdlock(&p->lock);
         missed += ucmi_index_probe(&p->index, keys + i, MIN(n - i, (size_t)PROBE_STEP),
-                                   (uint16_t)rank, (uint32_t)now.tv_sec, level, found + i);
+                                   (uint16_t)rank, seen, level, found + i);
         pthread_rwlock_unlock(&p->lock);
     }
     return missed;

@@ -128,6 +128,26 @@ static void what_is_loaded_from_dram_is_used(void **state)
     ucm_store_close(store);
 }
 
+/* Nor does it keep for ten seconds what has been loaded: a disk of which all blocks were is not
+ * full. */
+static void what_is_loaded_from_dram_can_go(void **state)
+{
+    ucm_store *store = open_store(*state, &shape,
+                                  "posix_capacity_gb=0.0015 store_pipeline=Cache|Posix "
+                                  "cache_buffer_capacity_gb=0.01");
+    struct memory many;
+    uint64_t n = 0;
+    do
+        one(store, true, n++);
+    while (metric(store, "disk_evicted_total") == 0);
+    for (uint64_t i = 0; i < n; i++)
+        one(store, false, i);
+    memory_new(&many, store, &shape, 64);
+    dump_all(store, &many, 1000);
+    memory_free(&many);
+    ucm_store_close(store);
+}
+
 static void who_comes_back_has_been_used_again(void **state)
 {
     ucm_store *store = open_store(*state, &shape, options);
@@ -163,9 +183,8 @@ static void who_comes_back_has_been_used_again(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        TEST(what_was_used_again_outlives_what_was_not),
-        TEST(a_lookup_is_a_use),
-        TEST(what_is_loaded_from_dram_is_used),
+        TEST(what_was_used_again_outlives_what_was_not), TEST(a_lookup_is_a_use),
+        TEST(what_is_loaded_from_dram_is_used),          TEST(what_is_loaded_from_dram_can_go),
         TEST(who_comes_back_has_been_used_again),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
