@@ -299,6 +299,7 @@ class Pages(Case):
             await change("add", wrong, 400)
         await change("remove", "127.0.0.1:1", 400)
         await change("add", d.name, 400, "other")
+        await change("add", d.name, 400, "worker")
         self.assertEqual((await proxy.ask("GET", "/instances/add")).status, 405)
 
 
@@ -689,6 +690,22 @@ class Clients(Case):
                 pass
             client.close()
         self.assertEqual((await proxy.ask("GET", "/healthcheck")).json["status"], "ok")
+
+    async def test_any_body_at_all_reaches_the_decoder_as_it_is(self):
+        async def answers(request):
+            await request.answer()
+        _, d, proxy = await self.p1d1(answers, answers)
+        rng = random.Random(7)
+        client = await proxy.connect()
+        for _ in range(300):
+            good = json.dumps(rng.choice((PROMPT, {**CHAT, "n": 2}, {"prompt": [[1, 2], "x", 3.5, None] * 40})))
+            body = bytearray(good.encode())
+            for _ in range(rng.randint(0, 4)):
+                at = rng.choice((rng.randrange(len(body)), rng.randrange(30)))
+                body[at:at + rng.randint(0, 2)] = rng.choice((b"[", b"}", b'"', b"1e999", b"null", rng.randbytes(2)))
+            target = rng.choice((COMPLETIONS, CHATS))
+            self.assertEqual((await client.ask("POST", target, bytes(body))).status, 200)
+            self.assertEqual(d.seen[-1].body, body)
 
     async def test_many_streams_at_once(self):
         async def paced(request):

@@ -237,6 +237,9 @@ static void change(struct client *c, struct evbuffer *body, const char *done,
     if (role == ROLES || !json_array_size(list))
         wrong = "give {\"type\": \"prefill\", \"decode\" or \"worker\", \"instances\": "
                 "[\"HOST:PORT\"]}";
+    else if ((role == WORKER) == proxy.set.pd)
+        wrong = proxy.set.pd ? "here are prefillers and decoders, no workers"
+                             : "here are workers, no prefillers and decoders";
     json_array_foreach(list, i, name) if (!wrong) wrong =
         json_is_string(name) ? one(role, json_string_value(name), why, sizeof why)
                              : "an instance is written \"HOST:PORT\"";

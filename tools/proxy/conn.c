@@ -14,21 +14,16 @@
 
 static void on_read(evutil_socket_t fd, short what, void *arg)
 {
+    static char buf[64 << 10]; /* what is kept is as long as what came, not as what might have */
     struct conn *c = arg;
-    struct evbuffer_iovec v;
 
     if (what & EV_TIMEOUT) {
         c->ops->gone(c->arg, -ETIMEDOUT);
         return;
     }
-    if (evbuffer_reserve_space(c->in, CONN_READ, &v, 1) != 1) {
-        c->ops->gone(c->arg, -ENOMEM);
-        return;
-    }
-    ssize_t n = read(fd, v.iov_base, v.iov_len);
+    ssize_t n = read(fd, buf, sizeof buf);
     if (n > 0) {
-        v.iov_len = (size_t)n;
-        evbuffer_commit_space(c->in, &v, 1);
+        evbuffer_add(c->in, buf, (size_t)n);
         c->ops->readable(c->arg);
     } else if (n == 0 || (errno != EAGAIN && errno != EINTR)) {
         c->ops->gone(c->arg, n ? -errno : 0);

@@ -9,7 +9,7 @@
 #include <event2/buffer.h>
 #include <event2/event.h>
 
-enum { CONN_READ = 64 << 10, CONN_HIGH = 1 << 20, CONN_LOW = 256 << 10 };
+enum { CONN_HIGH = 1 << 20, CONN_LOW = 256 << 10 };
 
 /* In each of these the connection may be freed. */
 struct conn_ops {
