@@ -10,7 +10,7 @@ MESON := $(VENV)/bin/meson
 TESTS := $(MESON) test --print-errorlogs --no-rebuild --timeout-multiplier 5
 
 .DEFAULT_GOAL := build
-.PHONY: build demo test check test-c test-python test-contract test-e2e test-vllm test-nfs asan tsan fuzz model campaign stress soak coverage bench docs fmt wheel clean help
+.PHONY: build demo test check test-c test-python test-contract test-e2e test-vllm test-pd test-nfs asan tsan fuzz model campaign stress soak coverage bench docs fmt wheel clean help
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -47,7 +47,7 @@ build-fuzz/build.ninja: $(VENV)/.tools
 build-coverage/build.ninja: $(VENV)/.tools
 	$(MESON) setup build-coverage -Dpython=false -Db_coverage=true --buildtype=debug
 
-$(VENV)/.package: $(VENV)/.tools $(shell find include src ucm -name '*.[chy]*') meson.build pyproject.toml
+$(VENV)/.package: $(VENV)/.tools $(shell find include src tools ucm -name '*.[chy]*') meson.build pyproject.toml
 	$(VENV)/bin/python -m pip install -q --no-build-isolation --no-deps .
 	@touch $@
 
@@ -75,6 +75,8 @@ test-e2e: $(VENV)/.engine $(VENV)/.package ## a real vLLM: restart, damage, kill
 	$(VENV)/bin/pytest -q tests/e2e
 test-vllm: $(VENV)/.engine $(VENV)/.package ## the same and the matrix: models, modes, eager and compiled; ends with a table
 	$(VENV)/bin/pytest -q tests/e2e tests/e2e/matrix.py
+test-pd: build $(VENV)/.engine $(VENV)/.package ## two real vLLM servers, prefill and decode, behind ucm-proxy: minutes
+	$(VENV)/bin/pytest -q tests/pd
 
 test-nfs: build ## a kernel NFS server and two clients of it, v3 and v4.2, in User-mode Linux: 10 minutes, root
 	tools/setup-apt user-mode-linux kmod e2fsprogs iproute2 nfs-kernel-server nfs-common rpcbind
