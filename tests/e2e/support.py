@@ -109,8 +109,8 @@ class Deployment:
         """The files with the blocks, of one rank or of all."""
         import ucm
 
-        lanes = {lane["lane"] for lane in ucm.inspect(self.storage) if lane["rank"] == rank}
-        return sorted(p for p in self.storage.rglob("seg-*") if rank is None or p.parent.name in lanes)
+        lanes = None if rank is None else {lane["lane"] for lane in ucm.inspect(self.storage) if lane["rank"] == rank}
+        return sorted(p for p in self.storage.rglob("seg-*") if lanes is None or p.parent.name in lanes)
 
     def newest_write(self) -> int:
         """When the storage was last written to."""
@@ -139,14 +139,3 @@ def tokens(answers: list[dict]) -> list[list[int]]:
 def hits(life: Life) -> list[tuple[int, int, int]]:
     """Of each request so far: full blocks, hits in the engine, hits in ucm."""
     return [tuple(map(int, m)) for m in HIT_LINE.findall(life.log.read_text(errors="replace"))]
-
-
-def flip_bytes(d: Deployment, every: int) -> None:
-    """In the middle of every n-th part of the segments; blocks here are 512 KiB."""
-    for path in d.segments():
-        with open(path, "r+b") as f:
-            for offset in range(1 << 18, os.path.getsize(path), every):
-                f.seek(offset)
-                old = f.read(64)
-                f.seek(offset)
-                f.write(bytes(b ^ 0xFF for b in old))

@@ -79,7 +79,7 @@ def test_damage_is_a_miss(tiered, reference):
     d, life = tiered
     with life() as engine:
         right(engine, reference)
-    flip_bytes(d, every=4 << 20)
+    flip_bytes(d.segments(), every=4 << 20)
     with life() as engine:
         assert sum(right(engine, reference)) < sum(WHOLE)
         assert "could not be loaded" in engine.log.read_text()
