@@ -36,6 +36,11 @@ static const struct ucm_option connector_options[] = {
      "bound; empty: UCM_LOG_PATH, or else ~/.local/state/ucm"},
     {"persist_token_threshold", UCM_T_INT, 0, "0", "0", NULL,
      "requests with fewer tokens are neither loaded nor stored"},
+    {"save_generated", UCM_T_BOOL, 0, "true", NULL, NULL,
+     "what the engine generates is stored like prompts, so that the next turn of a conversation "
+     "finds the answer to the last; false: prompts only (always so with speculative decoding, "
+     "whose "
+     "guesses may be rejected)"},
     {"load_tokens_threshold", UCM_T_INT, 0, "0", "0", NULL,
      "hits of fewer tokens are computed instead of loaded"},
     {"load_timeout_ms", UCM_T_INT, 0, "0", "0", "3600000",

@@ -83,16 +83,17 @@ def test_processes_apart(deploy, reference):
         assert hits(life) == [(FULL[1], 0, FULL[1])]
 
 
-def test_generated_tokens_are_kept(deploy, reference):
-    """The next turn of a conversation finds the answer to the last one."""
+@pytest.mark.parametrize("kept", [True, False])
+def test_generated_tokens_are_kept(deploy, reference, kept):
+    """The next turn of a conversation finds the answer to the last one, if it is to."""
     p = prompt(200, 7)
-    d = deploy()
+    d = deploy(save_generated=kept)
     with d.life() as life:
         answer = life.call("ask", [p], 100)[0]["tokens"]
         life.call("save")
         turn = p + answer + prompt(50, 8)
         assert tokens(life.call("ask", [turn])) == reference([turn])
-        assert hits(life)[1] == (350 // BLOCK, 0, 299 // BLOCK)
+        assert hits(life)[1] == (350 // BLOCK, 0, (299 if kept else 200) // BLOCK)
 
 
 @pytest.mark.row("preemption")

@@ -42,7 +42,7 @@ class Policy:
     persist_token_threshold: int = 0
     load_tokens_threshold: int = 0
     hit_ratio: float = 1.0
-    prompt_only: bool = False  # generated tokens may be guesses that are rejected later
+    prompt_only: bool = False  # generated tokens are not wanted, or may be guesses that are rejected later
     lockstep: bool = False  # several workers compute each step: what one of them gets wrong, all do
 
 

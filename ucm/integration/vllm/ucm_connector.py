@@ -226,6 +226,6 @@ def _policy(conf: ucm.Conf, vllm_config: VllmConfig) -> Policy:
         persist_token_threshold=int(conf.get("persist_token_threshold")),
         load_tokens_threshold=int(conf.get("load_tokens_threshold")),
         hit_ratio=float(conf.get("hit_ratio")),
-        prompt_only=vllm_config.speculative_config is not None,
+        prompt_only=vllm_config.speculative_config is not None or conf.get("save_generated") != "true",
         lockstep=lockstep,
     )
