@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -35,10 +36,12 @@ class FakeStore:
     def __init__(self):
         self.tiers: dict[bytes, int] = {}
         self.lookups = 0
+        self.asked: list[int] = []
         self.error: OSError | None = None
 
     def lookup(self, keys: bytes) -> bytes:
         self.lookups += 1
+        self.asked.append(len(keys) // 16)
         if self.error:
             raise self.error
         return bytes(self.tiers.get(keys[i:i + 16], 0) for i in range(0, len(keys), 16))
@@ -50,9 +53,9 @@ class FakeStore:
 class Scheduler:
     """Plays vLLM's scheduler for one or more requests."""
 
-    def __init__(self, **policy):
+    def __init__(self, stages: int = 1, **policy):
         self.store = FakeStore()
-        self.side = SchedulerSide(geometry(), self.store, Policy(**{"loads": True, "saves": True,
+        self.side = SchedulerSide(replace(geometry(), stages=stages), self.store, Policy(**{"loads": True, "saves": True,
                                                                   "asynchronous": False, **policy}))
         self.blocks: dict[str, list[int]] = {}
         self.free = 1
@@ -382,6 +385,61 @@ def test_what_a_preempted_request_owed_is_forgotten():
     s.step(new=[(r, computed, 1000 - computed)])
     s.step(preempted=[r])
     assert s.finish(r) is False
+
+
+def test_a_hit_is_what_all_stages_of_a_pipeline_have():
+    s, r = Scheduler(stages=3), Request("a", 1000)
+    first, second, third = s.store, FakeStore(), FakeStore()
+    first.put(r, range(6), tier=1)
+    second.put(r, range(4), tier=2)
+    third.put(r, [0, 1, 2, 4], tier=1)
+    first.put(early := Request("b", 1000), range(6))
+    assert s.side.match(early, 0).tokens == 0  # not all have told what they are
+    for stage, store in ((0, None), (1, second), (2, third)):
+        s.side.add_stage(stage, f"stage {stage}", lambda store=store: store)
+    s.admit(r)
+    (load,) = s.step(new=[(r, 3 * BLOCK, 1000 - 3 * BLOCK)]).loads
+    assert len(load) == 3 and s.side.tiers_of(r, 3 * BLOCK) == (0, 3 * BLOCK)
+    assert (second.asked, third.asked) == ([6], [4])  # what one lacks is not asked of the next
+
+
+@pytest.mark.parametrize("parallel, rank, place", [
+    ({}, 0, (0, 1, 0, 1, 128, True)),
+    ({"tensor_parallel_size": 4, "pipeline_parallel_size": 2}, 5, (1, 4, 1, 2, 128, True)),
+    ({"tensor_parallel_size": 2, "prefill_context_parallel_size": 2, "pipeline_parallel_size": 2}, 7,
+     (3, 4, 1, 2, 128, True)),
+    ({"tensor_parallel_size": 4, "decode_context_parallel_size": 2}, 1, (1, 4, 0, 1, 128, True)),
+    ({"tensor_parallel_size": 4, "copies": 4}, 2, (0, 1, 0, 1, 128, False)),
+    ({"tensor_parallel_size": 4, "copies": 2}, 2, (1, 2, 0, 1, 128, True)),
+])
+def test_where_a_worker_stands(parallel, rank, place):
+    """Its part of a block, and of how many; its stage; whether it is the one to save that part."""
+    g = derived(rank=rank, **parallel)
+    assert (g.rank, g.ranks, g.stage, g.stages, g.block_tokens, g.saves) == place
+
+
+def test_forms_that_differ_in_bytes_share_nothing_and_others_do():
+    forms = [{}, {"tensor_parallel_size": 2}, {"tensor_parallel_size": 4, "decode_context_parallel_size": 2},
+             {"tensor_parallel_size": 4}, {"pipeline_parallel_size": 2}, {"pipeline_parallel_size": 2, "rank": 1}]
+    assert len({derived(**form).namespace for form in forms}) == len(forms)
+    assert derived(tensor_parallel_size=4, copies=4).namespace == derived().namespace
+
+
+def derived(rank: int = 0, copies: int = 1, **parallel: int):
+    import torch
+    from ucm.integration.vllm.geometry import derive
+    from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheGroupSpec
+
+    sizes = dict.fromkeys(("tensor_parallel_size", "pipeline_parallel_size", "prefill_context_parallel_size",
+                           "decode_context_parallel_size", "cp_kv_cache_interleave_size"), 1)
+    spec = FullAttentionSpec(block_size=ENGINE, num_kv_heads=1, head_size=64, dtype=torch.float32)
+    return derive(
+        SimpleNamespace(parallel_config=SimpleNamespace(rank=rank, **{**sizes, **parallel}),
+                        device_config=SimpleNamespace(device_type="cpu"), speculative_config=None,
+                        model_config=SimpleNamespace(dtype="float32", quantization=None),
+                        cache_config=SimpleNamespace(prefix_caching_hash_algo="sha256", cache_dtype="auto")),
+        SimpleNamespace(kv_cache_groups=[KVCacheGroupSpec(["0", "1"], spec)], kv_cache_layout="LBHNC",
+                        kv_tp_replicas=copies), 128, "model")
 
 
 def test_a_producer_delivers_when_a_prompt_ends():

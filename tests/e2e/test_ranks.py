@@ -71,3 +71,28 @@ def test_latent_attention_is_stored_once(deploy, reference):
     with d.life() as life:  # sums in another order: its own tokens may differ
         ask(life, PROMPTS[:2])
         assert hits(life) == [(n, 0, n) for n in FULL[:2]]
+
+
+@pytest.mark.row("PP2, stages of unequal size")
+@pytest.mark.parametrize("mode", MODES)
+def test_pipeline(deploy, reference, mode):
+    """Three layers here, one there; then the one loses blocks."""
+    longer = PROMPTS[2][:512] + prompt(300, 5)
+    expected = reference([*PROMPTS, longer])
+    d = deploy(**MODES[mode])
+    options = {"pipeline_parallel_size": 2, "environment": {"VLLM_PP_LAYER_PARTITION": "3,1"}}
+    with d.life(**options) as life:
+        assert ask(life) == expected[:3]
+    large, small = sorted({lane["namespace"]: lane for lane in ucm.inspect(d.storage)}.values(), key=lambda s: -s["block_size"])
+    assert large["block_size"] == 3 * small["block_size"]
+    with d.life(**options) as life:
+        assert ask(life, [*PROMPTS, longer]) == expected
+        assert hits(life) == [(n, 0, n) for n in FULL] + [(6, 0, 4)]
+    flip_bytes([p for p in d.segments() if small["namespace"] in str(p)], every=1 << 20)
+    with d.life(**options) as life:
+        assert tokens(life.call("ask", PROMPTS)) == expected[:3]
+        assert "could not be loaded" in life.log.read_text()
+    with d.life(**options) as life:
+        assert ask(life) == expected[:3]
+        assert hits(life) == [(n, 0, n) for n in FULL]
+        assert "could not be loaded" not in life.log.read_text()

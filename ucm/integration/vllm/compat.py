@@ -27,6 +27,8 @@ RANDOM_SEED = "random"  # of block hashes: they differ from process to process
 
 # What a worker's answer to the scheduler inherits from; before 0.20 it cannot answer.
 KVConnectorWorkerMetadata = getattr(base, "KVConnectorWorkerMetadata", object)
+# What a worker sends the scheduler when the engine starts.
+KVConnectorHandshakeMetadata = getattr(base, "KVConnectorHandshakeMetadata", object)
 WORKERS_ANSWER = KVConnectorWorkerMetadata is not object
 
 
@@ -77,8 +79,11 @@ def copies(vllm_config: VllmConfig, kv_cache_config: KVCacheConfig) -> int:
     said = getattr(kv_cache_config, "kv_tp_replicas", None)  # since 0.32
     if said is not None:
         return said
-    width = vllm_config.parallel_config.tensor_parallel_size
-    return width if width > 1 and vllm_config.model_config.use_mla else 1
+    parallel = vllm_config.parallel_config
+    width = parallel.tensor_parallel_size
+    if width == 1 or parallel_size(parallel, "decode_context_parallel_size") > 1:
+        return 1
+    return width if vllm_config.model_config.use_mla else 1
 
 
 def is_draft(group: KVCacheGroupSpec) -> bool:

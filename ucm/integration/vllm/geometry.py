@@ -21,7 +21,7 @@ from vllm.v1.kv_cache_interface import FullAttentionSpec, UniformTypeKVCacheSpec
 from ucm.integration.vllm import compat
 
 if TYPE_CHECKING:
-    from vllm.config import ModelConfig, VllmConfig
+    from vllm.config import ModelConfig, ParallelConfig, VllmConfig
     from vllm.v1.kv_cache_interface import AttentionSpec, KVCacheConfig
 
 
@@ -42,6 +42,8 @@ class Geometry:
     rank: int = 0  # whose part of each block this is
     ranks: int = 1  # how many parts a block has
     saves: bool = True  # of ranks that hold the same part, the first saves it
+    stage: int = 0  # of a pipeline: each has a namespace of its own, for it has layers of its own
+    stages: int = 1
 
     @property
     def block_tokens(self) -> int:
@@ -53,14 +55,14 @@ def derive(vllm_config: VllmConfig, kv_cache_config: KVCacheConfig, chunk_tokens
     _check_supported(vllm_config, kv_cache_config)
     group = kv_cache_config.kv_cache_groups[0]
     spec = _uniform_spec(group.kv_cache_spec)
-    ratio = _ratio(spec.block_size, chunk_tokens)
+    place = _Place(vllm_config.parallel_config)
+    engine_tokens = spec.block_size * place.token_shards
+    ratio = _ratio(engine_tokens, chunk_tokens)
     shard_size = spec.real_page_size_bytes * ratio
     page_order = compat.page_order(kv_cache_config)
     algorithm = str(vllm_config.cache_config.prefix_caching_hash_algo)
     seed = compat.hash_seed(algorithm)
     model = vllm_config.model_config
-    width = vllm_config.parallel_config.tensor_parallel_size
-    position = vllm_config.parallel_config.rank % width
     copies = compat.copies(vllm_config, kv_cache_config)
     identity = {
         "engine": "vllm",
@@ -68,19 +70,21 @@ def derive(vllm_config: VllmConfig, kv_cache_config: KVCacheConfig, chunk_tokens
         "dtype": str(model.dtype),
         "quantization": str(model.quantization),
         "kv_dtype": f"{vllm_config.cache_config.cache_dtype} {spec.dtype}",
-        "block_tokens": spec.block_size * ratio,
-        "engine_block_tokens": spec.block_size,
+        "block_tokens": engine_tokens * ratio,
+        "engine_block_tokens": engine_tokens,
         "layers": len(group.layer_names),
         "layer_names": _digest(group.layer_names),
         "kv_heads": spec.num_kv_heads,
         "head_size": spec.head_size,
         "layer_bytes": spec.real_page_size_bytes,
         "layout": f"{page_order} {packing()}",
-        "ranks": width // copies,
+        "ranks": place.width // copies,
+        "tokens_over": place.tokens_over,
+        "stage": f"{place.stage} of {place.stages}",
         "hash": f"{algorithm} {seed}",
     }
     return Geometry(
-        engine_tokens=spec.block_size,
+        engine_tokens=engine_tokens,
         ratio=ratio,
         layers=tuple(group.layer_names),
         page_order=page_order,
@@ -88,10 +92,27 @@ def derive(vllm_config: VllmConfig, kv_cache_config: KVCacheConfig, chunk_tokens
         block_size=shard_size * len(group.layer_names),
         namespace=json.dumps(identity, sort_keys=True, separators=(",", ":")),
         hash_seed=seed,
-        rank=position // copies,
-        ranks=width // copies,
-        saves=position % copies == 0,
+        rank=place.position // copies,
+        ranks=place.width // copies,
+        saves=place.position % copies == 0,
+        stage=place.stage,
+        stages=place.stages,
     )
+
+
+class _Place:
+    """Where a process stands in its engine.  Ranks go through the tensor parallel ones first, then those of
+    prefill context parallelism, then the stages of the pipeline."""
+
+    def __init__(self, parallel: ParallelConfig):
+        self.width = parallel.tensor_parallel_size * compat.parallel_size(parallel, "prefill_context_parallel_size")
+        self.position = parallel.rank % self.width
+        self.stages = parallel.pipeline_parallel_size
+        self.stage = parallel.rank // self.width % self.stages
+        # Decode context parallelism deals the tokens of a block out to ranks, so many at a time.
+        self.token_shards = compat.parallel_size(parallel, "decode_context_parallel_size")
+        interleave = compat.parallel_size(parallel, "cp_kv_cache_interleave_size")
+        self.tokens_over = f"{self.token_shards} by {interleave}" if self.token_shards > 1 else "1"
 
 
 def check_tensors(geometry: Geometry, layers: list[Any], nshards: int, layer_bytes: int) -> None:
@@ -121,11 +142,6 @@ def _check_supported(vllm_config: VllmConfig, kv_cache_config: KVCacheConfig) ->
     if kv_cache_config is None:
         raise Unsupported("whoever made this connector did not give it the KV cache's configuration; "
                           "of vllm-ascend, take vllm-ascend 0.23 or later")
-    parallel = vllm_config.parallel_config
-    for name in ("pipeline_parallel_size", "prefill_context_parallel_size", "decode_context_parallel_size"):
-        size = compat.parallel_size(parallel, name)
-        if size > 1:
-            raise Unsupported(f"ucm serves tensor and data parallelism only, so far: {name} is {size}, must be 1")
     groups = kv_cache_config.kv_cache_groups
     if len(groups) != 1:
         raise Unsupported(f"ucm serves models with one KV cache group only, so far; this one has "

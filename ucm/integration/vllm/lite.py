@@ -28,7 +28,8 @@ NOWHERE = 1  # an address: Fake looks at keys only
 
 class LiteSide(SchedulerSide):
     def __init__(self, geometry: Geometry, store: Any, policy: Policy):
-        super().__init__(geometry, store, policy)
+        super().__init__(replace(geometry, stages=1), store, policy)  # one memory for all stages
+        self._memory = store
         self._map = store.map([[(NOWHERE, 0, geometry.shard_size)]] * store.nshards, 1, 1)
         self._blocks = self._hits = 0  # of all requests so far
 
@@ -45,7 +46,7 @@ class LiteSide(SchedulerSide):
     def step(self, out: SchedulerOutput) -> Step:
         step = super().step(out)
         for save in step.saves:
-            self._store.dump(self._map, save.keys, array("I", [0]) * len(save))
+            self._memory.dump(self._map, save.keys, array("I", [0]) * len(save))
         step.saves = []
         return step
 

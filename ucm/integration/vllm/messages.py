@@ -8,7 +8,17 @@ from dataclasses import dataclass, field
 
 from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorMetadata
 
-from ucm.integration.vllm.compat import KVConnectorWorkerMetadata
+from ucm.integration.vllm.compat import KVConnectorHandshakeMetadata, KVConnectorWorkerMetadata
+
+
+@dataclass
+class Stage(KVConnectorHandshakeMetadata):
+    """Worker to scheduler, when the engine starts: what one stage of a pipeline stores its blocks as."""
+
+    stage: int
+    namespace: str
+    block_size: int
+    shard_size: int
 
 
 @dataclass(slots=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from array import array
 from collections import deque
-from collections.abc import Set
+from collections.abc import Callable, Set
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -80,7 +80,8 @@ class Tracked:
 class SchedulerSide:
     def __init__(self, geometry: Geometry, store: Any, policy: Policy):
         self._geo = geometry
-        self._store = store
+        self._stores = {geometry.stage: store}
+        self._namespaces = {geometry.namespace}
         self._policy = policy
         self._requests: dict[str, Tracked] = {}
         self._loads: list[Transfer] = []
@@ -93,13 +94,21 @@ class SchedulerSide:
         self._pace = Pace()
         self._store_failed = False
         self._strangers = False
+        self._incomplete = False
 
     @property
     def asynchronous(self) -> bool:
         return self._policy.asynchronous
 
     def close(self) -> None:
-        self._store.close()
+        for store in self._stores.values():
+            store.close()
+
+    def add_stage(self, stage: int, namespace: str, open_store: Callable[[], Any]) -> None:
+        """One more stage of a pipeline, told of by its workers.  A hit is what all stages have."""
+        self._namespaces.add(namespace)
+        if stage not in self._stores:
+            self._stores[stage] = open_store()
 
     # ---- admission ----
 
@@ -125,15 +134,31 @@ class SchedulerSide:
         if not self._wanted(t.request):
             return
         try:
-            found = self._store.lookup(self._keys(t.request, 0, t.looked_up // self._geo.ratio))
+            t.tiers = self._look_up(self._keys(t.request, 0, t.looked_up // self._geo.ratio))
         except OSError as e:
             if not self._store_failed:
                 logger.error("lookup failed, taken for a miss (said once): %s", e)
             self._store_failed = True
             return
-        absent = found.find(0)
-        t.tiers = found if absent < 0 else found[:absent]
         t.saved = min(len(t.tiers), t.limit)
+
+    def _look_up(self, keys: bytes) -> bytes:
+        """Of the leading blocks that every stage has, the slowest tier that is needed."""
+        tiers = b""
+        for n, store in enumerate(self._stores.values()):
+            found = store.lookup(keys)
+            absent = found.find(0)
+            found = found if absent < 0 else found[:absent]
+            tiers = bytes(map(max, tiers, found)) if n else found
+            keys = keys[:16 * len(tiers)]
+        if len(self._stores) < self._geo.stages:  # MultiConnector passes on only the first child's greetings
+            if not self._incomplete:
+                logger.error("of %d stages of the pipeline %d have told the scheduler what they store blocks as: "
+                             "nothing will be found. If UCMConnector is below MultiConnector, put it first there",
+                             self._geo.stages, len(self._stores))
+            self._incomplete = True
+            return b""
+        return tiers
 
     def _loadable(self, t: Tracked) -> int:
         if not self._policy.loads:
@@ -260,7 +285,7 @@ class SchedulerSide:
 
     def heard(self, result: StepResult) -> None:
         """What a worker says went wrong."""
-        if result.namespace != self._geo.namespace and not self._strangers:
+        if result.namespace not in self._namespaces and not self._strangers:
             self._strangers = True
             logger.error("the scheduler and its worker use different namespaces, so nothing will ever be "
                          "found; set model_id. Scheduler: %s worker: %s", self._geo.namespace,

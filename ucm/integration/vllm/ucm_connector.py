@@ -10,6 +10,7 @@ calls by role; the work is in scheduler.py and worker.py.
 from __future__ import annotations
 
 import logging
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from vllm.distributed.kv_transfer.kv_connector.factory import KVConnectorFactory
@@ -21,7 +22,7 @@ from ucm import config
 from ucm.integration.vllm import compat
 from ucm.integration.vllm import geometry as geo
 from ucm.integration.vllm.lite import LiteSide
-from ucm.integration.vllm.messages import Step, StepResult
+from ucm.integration.vllm.messages import Stage, Step, StepResult
 from ucm.integration.vllm.scheduler import Policy, SchedulerSide
 from ucm.integration.vllm.stats import SCHEDULERS, Meter, PromMetrics, Shown, Stats
 from ucm.integration.vllm.worker import WorkerSide
@@ -30,6 +31,7 @@ from ucm.traces import Recorder, directory_of
 if TYPE_CHECKING:
     import torch
     from vllm.config import VllmConfig
+    from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorHandshakeMetadata
     from vllm.forward_context import ForwardContext
     from vllm.v1.attention.backend import AttentionMetadata
     from vllm.v1.core.kv_cache_manager import KVCacheBlocks
@@ -50,9 +52,7 @@ class UCMConnector(KVConnectorBase_V1):
         conf = config.from_extra_config(vllm_config.kv_transfer_config.kv_connector_extra_config)
         geometry = geo.derive(vllm_config, kv_cache_config, int(conf.get("chunk_tokens")),
                               conf.get("model_id"))
-        conf.set("namespace", geometry.namespace)
-        conf.set("block_size", geometry.block_size)
-        conf.set("shard_size", geometry.shard_size)
+        self._conf, self._geometry = conf, geometry
         if conf.get("use_lite") != "true":  # which has the scheduler's memory of keys only
             conf.set("rank", geometry.rank)
             conf.set("ranks", geometry.ranks)
@@ -61,7 +61,7 @@ class UCMConnector(KVConnectorBase_V1):
         shown = Shown.read(conf.get("metrics_config_path"))
         scheduling = role == KVConnectorRole.SCHEDULER
         worker_id = "scheduler" if scheduling else str(vllm_config.parallel_config.rank)
-        self._meter = store = Meter(ucm.Store(conf), worker_id, shown.interval_s, SCHEDULERS if scheduling else ())
+        self._meter = store = Meter(self._open(geometry), worker_id, shown.interval_s, SCHEDULERS if scheduling else ())
         # A wrapper of this class that vLLM knows in its place does not show statistics, and under MultiConnector
         # those end the server.
         self._measured = getattr(vllm_config.kv_transfer_config, "kv_connector_module_path", None) == __name__
@@ -87,6 +87,11 @@ class UCMConnector(KVConnectorBase_V1):
             self._worker = WorkerSide(geometry, store, kv_cache_config.num_blocks, policy.asynchronous,
                                       timeout_ms, policy.delivers, int(conf.get("load_timeout_ms")))
 
+    def _open(self, what: geo.Geometry | Stage) -> ucm.Store:
+        for key in ("namespace", "block_size", "shard_size"):
+            self._conf.set(key, getattr(what, key))
+        return ucm.Store(self._conf)
+
     @classmethod
     def requires_piecewise_for_cudagraph(cls, extra_config: dict[str, Any]) -> bool:
         """A graph of a whole step would not wait for each layer's blocks."""
@@ -95,6 +100,19 @@ class UCMConnector(KVConnectorBase_V1):
     @property
     def requires_kv_delivery(self) -> bool:
         return False  # a save that is lost is a miss later
+
+    # ---- when the engine starts ----
+
+    def get_handshake_metadata(self) -> Stage | None:
+        g = self._geometry
+        return Stage(g.stage, g.namespace, g.block_size, g.shard_size) if g.stages > 1 else None
+
+    def set_xfer_handshake_metadata_pp_aware(self, metadata: dict[Any, KVConnectorHandshakeMetadata]) -> None:
+        for stage in metadata.values():
+            if isinstance(stage, Stage):
+                self._scheduler.add_stage(stage.stage, stage.namespace, partial(self._open, stage))
+
+    set_xfer_handshake_metadata = set_xfer_handshake_metadata_pp_aware
 
     # ---- scheduler ----
 
