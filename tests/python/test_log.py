@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import logging
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -134,3 +135,20 @@ def test_a_pool_on_a_disk_is_warned_of(tmp_path):
 def test_no_thread_before_the_core_is_used():
     r = run("import ucm, threading; print(threading.active_count()); ucm.Conf(); print(threading.active_count())")
     assert r.stdout.split() == ["1", "2"]
+
+
+def test_each_transfer_is_said_in_debug(log_to, options):
+    """The lines that the documents of older systems give, by which users look for slow transfers."""
+    from helpers import Engine, keys, numbers
+
+    lines = Lines()
+    log_to(lines, "debug")
+    engine = Engine()
+    for move in ("dump", "load"):
+        with ucm.Store({**options, "store_pipeline": "Cache|Posix", "cache_buffer_capacity_gb": 0.01}) as store:
+            getattr(store, move)(engine.map(store), keys("a", "b"), numbers(0, 1)).wait("stored")
+    size = 2 * store.block_size
+    for tier, operation in (("Cache", "DUMP"), ("Cache", "LOAD"), ("Posix", "Cache2Backend"), ("Posix", "Backend2Cache")):
+        lines.wait(f",{operation},2,{size}) dispatching.")
+        assert re.fullmatch(rf"{tier} task\(\d+,{operation},2,{size}\) finished, cost [\d.]+ms\.",
+                            lines.wait(f",{operation},2,{size}) finished")[1])
