@@ -144,6 +144,7 @@ class UCMConnector(KVConnectorBase_V1):
         result = compat.worker_answer(connector_output)
         if isinstance(result, StepResult):
             self._scheduler.heard(result)
+            self._meter.count("loads_late_total", result.late)
         elif not compat.WORKERS_ANSWER and connector_output.invalid_block_ids:
             self._scheduler.lost(connector_output.invalid_block_ids)
 
