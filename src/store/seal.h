@@ -6,7 +6,8 @@
  * checks.  It is SipHash-2-4 of what the bytes are and of their Poly1305, an almost universal hash
  * under a key of its own: hash, then a pseudorandom function (Wegman and Carter; Shoup, "On fast
  * and provably secure message authentication based on universal hashing", 1996).  So nothing has to
- * be unique, and a try at forging succeeds with 2^-64, for messages of up to 1 GiB.  Both are
+ * be unique, and a try at forging succeeds with 2^-64, for messages of up to 1 GiB; that two of 2^40
+ * headers collide in Poly1305, which might tell of its key, has 2^-16.  Both functions are
  * libcrypto's, chosen by speed: bench/README.md.
  */
 #ifndef UCMI_SEAL_H
