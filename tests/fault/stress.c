@@ -38,7 +38,7 @@ enum {
     SHARDS = 4,
     SHARD = 4096,
     BLOCK = SHARDS * SHARD,
-    ENTRIES = 24,
+    ENTRIES = 48,
     MAX_BLOCKS = 1200,
     ROUNDS = 120,
     FRESH = 1000000, /* numbers of blocks dumped in clear weather */
