@@ -65,16 +65,30 @@ static void on_write(evutil_socket_t fd, short what, void *arg)
         c->ops->drained(c->arg);
 }
 
+/* A peer whose machine has gone says nothing, for ever: half a minute is enough. */
+static void set_options(int fd)
+{
+    static const struct {
+        int level, name, value;
+    } options[] = {
+        {IPPROTO_TCP, TCP_NODELAY, 1},   {SOL_SOCKET, SO_KEEPALIVE, 1},
+        {IPPROTO_TCP, TCP_KEEPIDLE, 15}, {IPPROTO_TCP, TCP_KEEPINTVL, 5},
+        {IPPROTO_TCP, TCP_KEEPCNT, 3},   {IPPROTO_TCP, TCP_USER_TIMEOUT, 30000},
+    };
+    for (size_t i = 0; i < sizeof options / sizeof *options; i++)
+        setsockopt(fd, options[i].level, options[i].name, &options[i].value,
+                   sizeof options[i].value);
+}
+
 struct conn *conn_new(struct event_base *base, int fd, unsigned stall_s, const struct conn_ops *ops,
                       void *arg)
 {
     struct conn *c = calloc(1, sizeof *c);
-    int on = 1;
 
     if (!c)
         abort();
     evutil_make_socket_nonblocking(fd);
-    setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
+    set_options(fd);
     *c = (struct conn){.fd = fd, .stall_s = stall_s, .ops = ops, .arg = arg};
     c->in = evbuffer_new();
     c->out = evbuffer_new();

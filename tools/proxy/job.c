@@ -192,8 +192,8 @@ static int choose(struct job *j)
         return -1;
     int best = balance_choose(seats, pool->n, j->tried, j->ntried, key, proxy.set.affinity_tokens,
                               pool->turn++);
-    if (best < 0)
-        return -1;
+    if (best < 0 || (prefill && seats[best]->state == SEAT_DOWN))
+        return -1; /* a decoder can do without; nobody waits for a prefiller that is not there */
     j->at = pool->v[best];
     j->tried[j->ntried++] = seats[best];
     j->held = 1 + j->prompt.tokens + (prefill ? 0 : j->prompt.output);
