@@ -425,20 +425,39 @@ def test_forms_that_differ_in_bytes_share_nothing_and_others_do():
     assert derived(tensor_parallel_size=4, copies=4).namespace == derived().namespace
 
 
-def derived(rank: int = 0, copies: int = 1, **parallel: int):
+@pytest.mark.parametrize("kind, more", [
+    ("SlidingWindowSpec", {"sliding_window": 256}), ("ChunkedLocalAttentionSpec", {"attention_chunk_size": 256}),
+    ("RSWASpec", {"rswa_window": 256}), ("SinkFullAttentionSpec", {"sink_len": 4}), ("HiddenStateCacheSpec", {}),
+    ("CrossAttentionSpec", {}), ("FullAttentionSpec", {"tokens_per_state": 4})])
+def test_kinds_of_attention_that_are_not_served_are_refused(kind, more):
+    from ucm.integration.vllm.geometry import Unsupported
+
+    with pytest.raises(Unsupported, match=f"full attention .* this model's KV cache is {kind}"):
+        derived(kind=kind, more=more)
+
+
+def test_several_groups_are_refused():
+    from ucm.integration.vllm.geometry import Unsupported
+
+    with pytest.raises(Unsupported, match="this one has 2: start with --disable-hybrid-kv-cache-manager"):
+        derived(groups=2)
+
+
+def derived(rank: int = 0, copies: int = 1, kind: str = "FullAttentionSpec", more: dict = {}, groups: int = 1,
+            **parallel: int):
     import torch
     from ucm.integration.vllm.geometry import derive
-    from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheGroupSpec
+    from vllm.v1 import kv_cache_interface as kinds
 
     sizes = dict.fromkeys(("tensor_parallel_size", "pipeline_parallel_size", "prefill_context_parallel_size",
                            "decode_context_parallel_size", "cp_kv_cache_interleave_size"), 1)
-    spec = FullAttentionSpec(block_size=ENGINE, num_kv_heads=1, head_size=64, dtype=torch.float32)
+    spec = getattr(kinds, kind)(block_size=ENGINE, num_kv_heads=1, head_size=64, dtype=torch.float32, **more)
     return derive(
         SimpleNamespace(parallel_config=SimpleNamespace(rank=rank, **{**sizes, **parallel}),
                         device_config=SimpleNamespace(device_type="cpu"), speculative_config=None,
                         model_config=SimpleNamespace(dtype="float32", quantization=None),
                         cache_config=SimpleNamespace(prefix_caching_hash_algo="sha256", cache_dtype="auto")),
-        SimpleNamespace(kv_cache_groups=[KVCacheGroupSpec(["0", "1"], spec)], kv_cache_layout="LBHNC",
+        SimpleNamespace(kv_cache_groups=[kinds.KVCacheGroupSpec(["0", "1"], spec)] * groups, kv_cache_layout="LBHNC",
                         kv_tp_replicas=copies), 128, "model")
 
 

@@ -83,7 +83,8 @@ def test_pipeline(deploy, reference, mode):
     options = {"pipeline_parallel_size": 2, "environment": {"VLLM_PP_LAYER_PARTITION": "3,1"}}
     with d.life(**options) as life:
         assert ask(life) == expected[:3]
-    large, small = sorted({lane["namespace"]: lane for lane in ucm.inspect(d.storage)}.values(), key=lambda s: -s["block_size"])
+    stages = {lane["namespace"]: lane for lane in ucm.inspect(d.storage)}.values()
+    small, large = sorted(stages, key=lambda stage: stage["block_size"])
     assert large["block_size"] == 3 * small["block_size"]
     with d.life(**options) as life:
         assert ask(life, [*PROMPTS, longer]) == expected

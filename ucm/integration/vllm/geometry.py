@@ -16,13 +16,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from vllm.v1.kv_cache_interface import FullAttentionSpec, UniformTypeKVCacheSpecs
+from vllm.v1.kv_cache_interface import UniformTypeKVCacheSpecs
 
 from ucm.integration.vllm import compat
 
 if TYPE_CHECKING:
     from vllm.config import ModelConfig, ParallelConfig, VllmConfig
     from vllm.v1.kv_cache_interface import AttentionSpec, KVCacheConfig
+
+
+SERVED = ("FullAttentionSpec", "MLAAttentionSpec")
 
 
 class Unsupported(ValueError):
@@ -149,7 +152,8 @@ def _check_supported(vllm_config: VllmConfig, kv_cache_config: KVCacheConfig) ->
     spec = groups[0].kv_cache_spec
     layers = spec.kv_cache_specs.values() if isinstance(spec, UniformTypeKVCacheSpecs) else [spec]
     for layer in layers:
-        if not isinstance(layer, FullAttentionSpec):
+        # By name: what is derived from these keeps other things, or drops some of it while a request runs.
+        if type(layer).__name__ not in SERVED or getattr(layer, "tokens_per_state", 1) != 1:
             raise Unsupported(f"ucm serves full attention (MHA, GQA, MLA) only, so far; this model's KV "
                               f"cache is {type(layer).__name__}")
     speculative = vllm_config.speculative_config
