@@ -46,8 +46,9 @@ def pytest_terminal_summary(terminalreporter):
 
 @pytest.fixture
 def row(reference):
-    """row(name, model_name) -> Row"""
-    return lambda name, model_name="llama-tiny": Row(TABLE, name, reference, model_name)
+    """row(name, model_name, **options of its engines) -> Row"""
+    return lambda name, model_name="llama-tiny", **options: Row(
+        TABLE, name, functools.partial(reference, name=model_name, **options))
 
 
 @pytest.fixture(scope="session")
@@ -91,7 +92,7 @@ def reference(work, zygote, model):
 
     def ask(prompts: list[list[int]], name: str = "llama-tiny", tokens: int = 8,
             **options: Any) -> list[list[int]]:
-        engine = (name, *sorted(options.items()))
+        engine = (name, repr(sorted(options.items())))
         if engine not in lives:
             lives[engine] = zygote.life(work / f"reference-{len(lives)}.log", "Engine", model(name), **options)
         new = [p for p in prompts if (engine, tokens, tuple(p)) not in answers]

@@ -25,7 +25,7 @@ PARTIAL = [PROMPTS[0][:300] + prompt(200, 3)]  # shares two blocks
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("kind", MODELS)
 def test_matrix(deploy, row, kind, mode, form):
-    d, r = deploy(model_name=kind, **MODES[mode]), row(f"{kind} {mode} {form}", kind)
+    d, r = deploy(model_name=kind, **MODES[mode]), row(f"{kind} {mode} {form}", kind, **FORMS[form])
     with d.life(**FORMS[form]) as life:
         r.ask("cold", life, PROMPTS, [0, 0])
     with d.life(**FORMS[form]) as life:

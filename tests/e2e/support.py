@@ -48,11 +48,12 @@ class Table:
 class Row:
     """One row of the table: what an engine was asked, and whether all was as it must be."""
 
-    def __init__(self, table: Table, name: str, reference: Any, model: str):
-        self._table, self._name, self._reference, self._model = table, name, reference, model
+    def __init__(self, table: Table, name: str, reference: Any):
+        self._table, self._name, self._reference = table, name, reference
 
     def reference(self, prompts: list[list[int]]) -> list[list[int]]:
-        return self._reference(prompts, self._model)
+        """Asked one after the other, as here: experts of a mixture may differ with what shares a batch."""
+        return [self._reference([p])[0] for p in prompts]
 
     def note(self, column: str, good: bool, otherwise: str = "NO") -> None:
         self._table.note(self._name, column, "ok" if good else otherwise)

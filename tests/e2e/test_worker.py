@@ -324,3 +324,11 @@ def test_an_idle_engine_sleeps_until_a_load_ends():
     w.step(loads=[transfer("a", 0, 1)])
     assert w.step(idle=True)[1] == {"a"}
     assert w.store.loads[0][3].waits == 1
+
+
+def test_graphs_of_whole_steps_only_where_no_layer_waits():
+    from ucm.integration.vllm.ucm_connector import UCMConnector
+
+    for layerwise in (True, False):
+        options = {"storage_backends": "/nowhere", "use_layerwise": layerwise}
+        assert UCMConnector.requires_piecewise_for_cudagraph(options) == layerwise
