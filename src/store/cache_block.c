@@ -101,9 +101,11 @@ void ucmi_block_begin(struct cache *c, struct block *b, uint32_t from, uint32_t 
     list_add(&c->making, &b->link);
 }
 
-/* Those who wait for shards that are no longer on their way look again. */
+/* Those who wait for shards that are no longer on their way look again.  Whose time was up when the
+ * read was given up is not known here: who has some left sends for them himself. */
 static void wake(struct block *b, uint32_t from, uint32_t to, int err)
 {
+    uint64_t now_ns = err == -ETIMEDOUT ? ucmi_now_ns() : UINT64_MAX;
     for (struct link *l = b->waiters.next, *next; l != &b->waiters; l = next) {
         next = l->next;
         struct part *p = LIST_ITEM(l, struct part, link);
@@ -111,7 +113,8 @@ static void wake(struct block *b, uint32_t from, uint32_t to, int err)
         uint32_t end = s->shard + s->nshards;
         if (s->shard >= to || end <= from)
             continue;
-        if (err && !p->job->x->dump) /* a dump brings the shards itself */
+        if (err && !p->job->x->dump &&
+            p->job->deadline_ns <= now_ns) /* a dump brings them itself */
             p->err = err;
         if (p->err || !ucmi_block_any(b->busy, s->shard, end))
             ucmi_part_todo(p);

@@ -49,21 +49,28 @@ static ssize_t read_at(int fd, void *buf, size_t len, off_t off)
     return n < 0 ? -errno : n;
 }
 
+int ucmi_journal_read_some(const struct ucmi_seal *s, int fd, void *buf, size_t size,
+                           struct ucmi_jpos *pos, bool *moved, ucmi_record_fn *fn, void *arg)
+{
+    size_t skip = pos->off % UCMI_PAGE;
+    ssize_t n = read_at(fd, buf, size, (off_t)(pos->off - skip));
+    if (n < 0)
+        return (int)n;
+    if ((size_t)n <= skip)
+        return 0;
+    size_t fresh = (size_t)n - skip;
+    return ucmi_journal_parse(s, (char *)buf + skip, fresh, pos, moved, fn, arg) == fresh &&
+           !*moved;
+}
+
 int ucmi_journal_read(const struct ucmi_seal *s, int fd, void *buf, size_t size,
                       struct ucmi_jpos *pos, bool *moved, ucmi_record_fn *fn, void *arg)
 {
     /* Most of the time there is nothing new: one page tells, and only then is more asked for. */
-    for (size_t ask = UCMI_PAGE;; ask = size) {
-        size_t skip = pos->off % UCMI_PAGE;
-        ssize_t n = read_at(fd, buf, ask, (off_t)(pos->off - skip));
-        if (n < 0)
-            return (int)n;
-        if ((size_t)n <= skip)
-            return 0;
-        size_t fresh = (size_t)n - skip;
-        if (ucmi_journal_parse(s, (char *)buf + skip, fresh, pos, moved, fn, arg) < fresh || *moved)
-            return 0;
-    }
+    int more = ucmi_journal_read_some(s, fd, buf, UCMI_PAGE, pos, moved, fn, arg);
+    while (more > 0)
+        more = ucmi_journal_read_some(s, fd, buf, size, pos, moved, fn, arg);
+    return more;
 }
 
 int ucmi_journal_header_read(int fd, struct ucmi_journal_header *h)

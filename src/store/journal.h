@@ -44,6 +44,9 @@ size_t ucmi_journal_parse(const struct ucmi_seal *s, const void *buf, size_t len
  * aligned pages are read, so that fd may be O_DIRECT.  0, or -errno of a read. */
 int ucmi_journal_read(const struct ucmi_seal *s, int fd, void *buf, size_t size,
                       struct ucmi_jpos *pos, bool *moved, ucmi_record_fn *fn, void *arg);
+/* One read of it; 1: there may be more. */
+int ucmi_journal_read_some(const struct ucmi_seal *s, int fd, void *buf, size_t size,
+                           struct ucmi_jpos *pos, bool *moved, ucmi_record_fn *fn, void *arg);
 /* Reads and checks page 0. 0, -errno, or as ucmi_journal_header_check.  h is page-aligned. */
 int ucmi_journal_header_read(int fd, struct ucmi_journal_header *h);
 

@@ -352,6 +352,14 @@ struct reading {
 };
 enum { HOLD_MAX = 1024 };
 
+/* Callers do not wait for storage: the lock is not held over a read. */
+static void let_callers_in(struct reading *rd)
+{
+    if (rd->held)
+        pthread_rwlock_unlock(&rd->p->lock);
+    rd->held = 0;
+}
+
 static void touched(struct ucmi_posix *p, const struct ucmi_record *r)
 {
     for (unsigned i = 0; i < p->nown; i++) {
@@ -371,10 +379,8 @@ static void apply(void *arg, const struct ucmi_record *r)
     struct ucmi_posix *p = rd->p;
     struct ucmi_lane *lane = rd->lane;
 
-    if (rd->held == HOLD_MAX) {
-        pthread_rwlock_unlock(&p->lock);
-        rd->held = 0;
-    }
+    if (rd->held == HOLD_MAX)
+        let_callers_in(rd);
     if (rd->held++ == 0)
         pthread_rwlock_wrlock(&p->lock);
     uint32_t place = 0;
@@ -458,10 +464,12 @@ static bool unlinked(int fd)
 static int read_on(struct ucmi_posix *p, struct ucmi_lane *lane, bool *moved)
 {
     struct reading rd = {.p = p, .lane = lane};
-    int err = ucmi_journal_read(&p->seal, lane->journal, p->read_buf, UCMI_READ_BUF, &lane->pos,
-                                moved, apply, &rd);
-    if (rd.held)
-        pthread_rwlock_unlock(&p->lock);
+    int err = 1;
+    for (size_t ask = UCMI_PAGE; err > 0; ask = UCMI_READ_BUF) { /* one page tells of no news */
+        err = ucmi_journal_read_some(&p->seal, lane->journal, p->read_buf, ask, &lane->pos, moved,
+                                     apply, &rd);
+        let_callers_in(&rd);
+    }
     if (err < 0) {
         ucmi_lane_unindex(p, lane);
         ucmi_lane_close_journal(p, lane);

@@ -412,7 +412,10 @@ size_t ucmi_posix_probe(struct ucmi_posix *p, const ucm_key *keys, size_t n, uin
     clock_gettime(CLOCK_REALTIME_COARSE, &now);
     uint32_t seen = (uint32_t)now.tv_sec - (loaded ? UCMI_LEASE_S : 0); /* then the lease is over */
     for (size_t i = 0; i < n; i += PROBE_STEP) {
-        pthread_rwlock_rdlock(&p->lock);
+        if (!loaded)
+            pthread_rwlock_rdlock(&p->lock);
+        else if (pthread_rwlock_tryrdlock(&p->lock))
+            return missed + n - i; /* a hint, and not worth waiting for the pump */
         missed += ucmi_index_probe(&p->index, keys + i, MIN(n - i, (size_t)PROBE_STEP),
                                    (uint16_t)rank, seen, level, found + i);
         pthread_rwlock_unlock(&p->lock);

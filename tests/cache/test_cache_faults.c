@@ -243,6 +243,33 @@ static void without_a_slot_a_slice_ends_in_time(void **state)
     stack_close(&s);
 }
 
+/* Of two loads that share a read, the one with less time is given up, and not the other. */
+static void a_shared_read_is_not_given_up_for_both(void **state)
+{
+    struct stack s;
+    struct move brief, patient_one;
+    stack_open(&s, *state, &hasty, NULL);
+    s.below.hold = true;
+    below_put(&s.below, (ucm_key[]){key_of(0)});
+    move_new(&brief, &s, false, 0, 1, 0, 4, 0);
+    move_new(&patient_one, &s, false, 0, 1, 0, 4, 0);
+    assert_int_equal(move_submit(&brief), 0);
+    below_wait_held(&s.below, 1);
+    s.geo.timeout_ms = PATIENCE_MS;
+    assert_int_equal(move_submit(&patient_one), 0);
+    assert_int_equal(move_wait(&brief, UCM_RELEASED), -ETIMEDOUT);
+    below_release(&s.below, 0, -ETIMEDOUT);
+    below_wait_held(&s.below, 1);
+    s.below.hold = false;
+    below_release_all(&s.below, 0);
+    assert_int_equal(move_wait(&patient_one, UCM_RELEASED), 0);
+    assert_true(move_right(&patient_one, 0));
+    move_free(&brief);
+    move_free(&patient_one);
+    check_slots(&s, 100);
+    stack_close(&s);
+}
+
 /* A lookup below that hangs holds up those who need its answer, for their time, and nobody else. */
 static void a_lookup_that_hangs_is_not_waited_for(void **state)
 {
@@ -715,6 +742,7 @@ int main(void)
         TEST(a_slot_is_kept_while_a_read_hangs),
         TEST(a_dump_is_stored_late_or_timed_out),
         TEST(without_a_slot_a_slice_ends_in_time),
+        TEST(a_shared_read_is_not_given_up_for_both),
         TEST(a_lookup_that_hangs_is_not_waited_for),
         TEST(an_unfinished_block_is_given_up),
         TEST(a_late_copy_does_not_wait_for_a_read),
