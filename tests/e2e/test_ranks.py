@@ -13,6 +13,7 @@ from support import BLOCK, MODES, flip_bytes, hits, tokens
 PROMPTS = [prompt(1000, 1), prompt(5 * BLOCK, 2), prompt(512, 3) + prompt(200, 4)]
 FULL = [len(p) // BLOCK for p in PROMPTS]
 TP2 = {"tensor_parallel_size": 2}
+SMALL = {"kv_cache_memory_bytes": 1 << 26}  # so that there is room for two
 
 
 def ask(life, prompts=PROMPTS):
@@ -97,3 +98,20 @@ def test_pipeline(deploy, reference, mode):
         assert ask(life) == expected[:3]
         assert hits(life) == [(n, 0, n) for n in FULL]
         assert "could not be loaded" not in life.log.read_text()
+
+
+@pytest.mark.row("two engines at once, kv_both")
+def test_engines_side_by_side(deploy, reference):
+    """As those of data parallelism are, or prefillers and decoders of which each does both: what one has computed
+    the other loads, while both work on several requests."""
+    prompts = [prompt(300 + 70 * i, 80 + i) for i in range(8)]
+    answers = dict(zip(map(tuple, prompts), reference(prompts)))
+    d = deploy()
+    with d.life(**SMALL) as one, d.life(**SMALL) as other:
+        for mine, yours in ((prompts[:4], prompts[4:]), (prompts[4:], prompts[:4])):
+            one.send("ask", mine)
+            other.send("ask", yours)
+            assert tokens(one.reply() + other.reply()) == [answers[tuple(p)] for p in mine + yours]
+            one.call("save")
+            other.call("save")
+        assert sorted(hits(one)[4:] + hits(other)[4:]) == [(len(p) // BLOCK, 0, len(p) // BLOCK) for p in prompts]
