@@ -75,7 +75,7 @@ test-e2e: $(VENV)/.engine $(VENV)/.package ## a real vLLM: restart, damage, kill
 	$(VENV)/bin/pytest -q tests/e2e
 test-vllm: $(VENV)/.engine $(VENV)/.package ## the same and the matrix: models, modes, eager and compiled; ends with a table
 	$(VENV)/bin/pytest -q tests/e2e tests/e2e/matrix.py
-test-pd: build $(VENV)/.engine $(VENV)/.package ## two real vLLM servers, prefill and decode, behind ucm-proxy: minutes
+test-pd: $(VENV)/.engine $(VENV)/.package ## two real vLLM servers, prefill and decode, behind ucm-proxy: minutes
 	$(VENV)/bin/pytest -q tests/pd
 
 test-nfs: build ## a kernel NFS server and two clients of it, v3 and v4.2, in User-mode Linux: 10 minutes, root
