@@ -13,6 +13,7 @@ a number for each block, the last one also if it is not full.  Mooncake's blocks
 from __future__ import annotations
 
 import argparse
+import contextlib
 import fcntl
 import itertools
 import json
@@ -27,6 +28,7 @@ from pathlib import Path
 
 KEY = 16  # bytes
 WAITING = 1000  # lines that may wait to be written; more are dropped
+CLOSE_S = 2  # how long an engine that ends waits for them
 
 logger = logging.getLogger("ucm.traces")
 
@@ -54,10 +56,12 @@ class Recorder:
             self._lose("come faster than they can be written")
 
     def close(self) -> None:
-        self._queue.put(None)
-        self._thread.join()
-        self._file.close()
-        self._lock.close()
+        with contextlib.suppress(queue.Full):
+            self._queue.put_nowait(None)
+        self._thread.join(CLOSE_S)
+        if not self._thread.is_alive():  # else the directory hangs, and what waits is lost
+            self._file.close()
+            self._lock.close()
 
     def _write(self) -> None:
         while (item := self._queue.get()) is not None:

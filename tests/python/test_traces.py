@@ -9,6 +9,7 @@ import threading
 
 import pytest
 
+from ucm import traces
 from ucm.traces import Recorder, convert, directory_of, read
 
 
@@ -52,15 +53,16 @@ def test_each_process_has_its_file_and_the_next_goes_on_in_it(tmp_path):
     second.close(), third.close()
 
 
-def test_a_directory_that_does_not_take_lines_costs_no_time(tmp_path, caplog):
+def test_a_directory_that_does_not_take_lines_costs_no_time(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(traces, "CLOSE_S", 0.01)
     r = recorder(tmp_path)
     answers = threading.Event()
     r._file.emit = lambda record: answers.wait()
     for _ in range(2000):
         r.record(0, 0, 0, b"")
     assert caplog.text.count("some are lost") == 1
-    answers.set()
     r.close()
+    answers.set()
 
 
 def test_where_they_go(monkeypatch):

@@ -116,15 +116,21 @@ class UcmTier(SecondaryTierManager):
 
     def drain_jobs(self) -> None:
         """The store ends every slice by its own deadline; what is left then hangs, and the memory is its."""
+        while not self._drained():
+            pass
+
+    def _drained(self) -> bool:
+        """Waits for each job, for as long as the store takes to give one up."""
         for job, task in self._jobs.values():
-            while not task.done("released"):
-                try:
-                    task.wait("released", self._timeout_ms + GRACE_MS)
-                except OSError as e:
-                    logger.debug("job %d: %s", job.job_id, e)
+            try:
+                task.wait("released", self._timeout_ms + GRACE_MS)
+            except OSError as e:
+                logger.debug("job %d: %s", job.job_id, e)
+        return all(task.done("released") for _, task in self._jobs.values())
 
     def shutdown(self) -> None:
-        self.drain_jobs()
+        if not self._drained():  # told so, vLLM does not unmap the memory
+            raise RuntimeError("ucm: storage hangs and still holds memory of the CPU tier")
         self._map = None
         self._store.close()
 
