@@ -62,6 +62,19 @@ def test_lora(deploy, row, zygote, model, adapter, mode, work):
             r.note(column, same and hits(life)[-1][2] == blocks)
 
 
+def test_fp8_kv_cache(deploy, row):
+    """Blocks of one precision are no other's."""
+    fp8 = {"kv_cache_dtype": "fp8"}
+    d, r = deploy(), row("fp8 KV cache", **fp8)
+    with d.life(**fp8) as life:
+        r.ask("cold", life, PROMPTS, [0, 0])
+    with d.life(**fp8) as life:
+        r.ask("restart", life, PROMPTS, FULL, "disk")
+    with d.life() as life:
+        life.call("ask", PROMPTS)
+        r.note("other", [external for _, _, external in hits(life)] == [0, 0])
+
+
 def test_loads_of_both_kinds_in_one_batch(deploy, row, tmp_path):
     """Two stores beside each other in one engine: hits of the first stream into the step, those of the second
     are loaded aside, and some prompts are computed, all in the same steps."""
