@@ -10,7 +10,7 @@ MESON := $(VENV)/bin/meson
 TESTS := $(MESON) test --print-errorlogs --no-rebuild --timeout-multiplier 5
 
 .DEFAULT_GOAL := build
-.PHONY: build demo test check test-c test-python test-contract test-e2e test-vllm test-pd test-nfs asan tsan fuzz model campaign stress soak coverage bench docs fmt wheel clean help
+.PHONY: build demo test check test-c test-python test-contract test-e2e test-vllm test-pd test-versions test-nfs asan tsan fuzz model campaign stress soak coverage bench docs fmt wheel clean help
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -78,6 +78,10 @@ test-vllm: $(VENV)/.engine $(VENV)/.package ## the same and the matrix: models, 
 test-pd: $(VENV)/.engine $(VENV)/.package ## two real vLLM servers, prefill and decode, behind ucm-proxy: minutes
 	$(VENV)/bin/pytest -q tests/pd
 
+ENGINES ?= 0.27.1 0.30.0
+test-versions: $(VENV)/.engine $(VENV)/.package ## the connector in engines of vLLM 0.27, 0.30 and 0.32; writes docs/versions.md
+	set -e; for v in $(ENGINES); do tools/setup-venv $(VENV) $$v; done
+	$(VENV)/bin/python tests/versions/table.py $(VENV)
 test-nfs: build ## a kernel NFS server and two clients of it, v3 and v4.2, in User-mode Linux: 10 minutes, root
 	tools/setup-apt user-mode-linux kmod e2fsprogs iproute2 nfs-kernel-server nfs-common rpcbind
 	UCM_BUILD=$(BUILD) $(VENV)/bin/pytest -q tests/nfs

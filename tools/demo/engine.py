@@ -43,11 +43,13 @@ MODULES = [  # what every engine imports sooner or later
 
 
 def import_vllm() -> None:
+    import contextlib
     import gc
     import importlib
 
     for name in MODULES:
-        importlib.import_module(name)
+        with contextlib.suppress(ModuleNotFoundError):  # not every version has all
+            importlib.import_module(name)
     from vllm import ModelRegistry
 
     # Registered as a class, an architecture is not inspected in a process of its own (15-40 s, once).
