@@ -352,6 +352,56 @@ def test_workers_in_lockstep_save_nothing_that_a_load_of_another_may_have_spoilt
     assert saved(s.step(running=[(loading, 1000, 0), (beside, 500, 100)])) == {"a": range(6, 7), "b": range(0, 4)}
 
 
+def test_workers_in_lockstep_save_what_went_well_while_the_next_load_is_under_way():
+    s, busy = Scheduler(lockstep=True), Request("a", 1000)
+    first, second = Request("b", 400), Request("c", 400)
+    for r in (first, second):
+        s.store.put(r, range(2))
+    s.admit(busy)
+    step = s.step(new=[(first, s.admit(first), 144), (busy, 0, 400)])
+    s.side.heard(StepResult("here", {}, settled=step.seq))
+    step = s.step(new=[(second, s.admit(second), 144)], running=[(busy, 400, 200)])
+    assert step.loads and saved(step) == {"a": range(0, 3)}
+    s.side.heard(StepResult("here", {"c": 0}, spoilt=step.seq, settled=step.seq))  # then it was not saved
+    assert saved(s.step(running=[(busy, 600, 100)])) == {"a": range(0, 5)}
+
+
+class FakePool:
+    def __init__(self):
+        self.evicted: set[int] = set()
+
+    def evict_blocks(self, blocks: set[int]) -> None:
+        self.evicted |= blocks
+
+
+def test_what_a_spoilt_step_wrote_leaves_the_engines_own_cache():
+    """vLLM takes it out for requests that are running; these are gone before it hears of the failure."""
+    s, before, r, beside = Scheduler(), Request("a", 320), Request("b", 1000), Request("c", 320)
+    s.side.bind(pool := FakePool())
+    s.store.put(r, range(6))
+    s.admit(before), s.admit(beside)
+    s.step(new=[(before, 0, 320)])
+    computed = s.admit(r)
+    step = s.step(new=[(r, computed, 232)], running=[(before, 320, 0)])
+    s.step(new=[(beside, 0, 320)])  # scheduled before the failure is heard of
+    s.finish(r), s.finish(beside)
+    s.side.heard(StepResult("here", {"b": 3}, spoilt=step.seq, settled=step.seq))
+    assert pool.evicted == set(s.blocks["b"]) | set(s.blocks["c"])
+    pool.evicted.clear()
+    s.side.heard(StepResult("here", {"b": 3}, spoilt=step.seq, settled=step.seq))
+    assert not pool.evicted and not s.side._written
+
+
+def test_nothing_is_noted_of_steps_without_a_load_or_after_it_went_well():
+    s, r = Scheduler(), Request("a", 1000)
+    s.store.put(r, range(2))
+    step = s.step(new=[(r, s.admit(r), 100)])
+    assert s.side._written
+    s.side.heard(StepResult("here", {}, settled=step.seq))
+    s.step(running=[(r, 356, 100)])
+    assert not s.side._written
+
+
 def test_what_a_finished_request_owes_is_saved_when_it_is_known_to_be_right():
     s, r = Scheduler(lockstep=True), Request("a", 1000)
     s.store.put(r, range(2))

@@ -120,6 +120,18 @@ def test_the_saves_of_a_step_are_one_dump():
     assert task.waits == 0
 
 
+def test_a_request_is_not_reported_before_the_save_of_the_same_step_has_begun():
+    """With a draft model vLLM asks for reports first: what a finished request owed is saved after that."""
+    w = Worker()
+    w.side.begin(Step(1, -1, [], [transfer("a", 0, 1)], held=frozenset("a")))
+    w.side.load()
+    assert w.side.transfers_done() == (None, None)
+    w.side.save()
+    assert w.side.transfers_done() == (None, None)
+    w.store.dumps[0][3].released = True
+    assert w.side.transfers_done() == ({"a"}, None)
+
+
 def test_a_finished_request_is_reported_when_its_saves_are_released():
     w = Worker()
     w.step(saves=[transfer("a", 0, 1)])

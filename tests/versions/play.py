@@ -105,10 +105,20 @@ class Engine:
         worker said.  What is not loaded is computed: every block gets numbers that follow from its hash."""
         told = self.scheduler.get_num_new_matched_tokens(request, 0)
         external, asynchronous = told
-        assert not asynchronous
         self.scheduler.update_state_after_alloc(request, SimpleNamespace(get_block_ids=lambda: (blocks,)), external)
-        output = self.step(request, blocks, external)
+        if not asynchronous:
+            return external, self.step(request, blocks, external)
+        output = self._receive(request, blocks)
+        lost = [blocks.index(b) * TOKENS for b in output.invalid_block_ids]
+        self.step(request, blocks, min(lost, default=external))
         return external, output
+
+    def _receive(self, request: Request, blocks: list[int]) -> Any:
+        """Steps in which nothing is computed, until a load aside has ended."""
+        while True:
+            output = self.step(request, blocks, request.num_tokens)
+            if request.request_id in (output.finished_recving or ()):
+                return output
 
     def step(self, request: Request, blocks: list[int], computed: int, new: bool = True) -> Any:
         """From there to the end of the prompt."""
@@ -118,8 +128,9 @@ class Engine:
         first = make(NewRequestData, req_id=request.request_id, block_ids=(blocks,), num_computed_tokens=computed)
         cached = make(CachedRequestData, req_ids=[] if new else [request.request_id], resumed_req_ids=set(),
                       new_block_ids=[] if new else [None], num_computed_tokens=[] if new else [computed])
-        scheduled = make(SchedulerOutput, scheduled_new_reqs=[first] if new else [], scheduled_cached_reqs=cached,
-                         num_scheduled_tokens={request.request_id: tokens}, total_num_scheduled_tokens=tokens,
+        scheduled = make(SchedulerOutput, scheduled_new_reqs=[first] if new and tokens else [],
+                         scheduled_cached_reqs=cached, total_num_scheduled_tokens=tokens,
+                         num_scheduled_tokens={request.request_id: tokens} if tokens else {},
                          finished_req_ids=set(), preempted_req_ids=set(), has_sync_kv_loads=computed > 0)
         metadata = self.scheduler.build_connector_meta(scheduled)
         output = self._work(metadata, scheduled, request, blocks, computed)

@@ -30,6 +30,8 @@ KVConnectorWorkerMetadata = getattr(base, "KVConnectorWorkerMetadata", object)
 # What a worker sends the scheduler when the engine starts.
 KVConnectorHandshakeMetadata = getattr(base, "KVConnectorHandshakeMetadata", object)
 WORKERS_ANSWER = KVConnectorWorkerMetadata is not object
+# Before 0.23 a connector cannot take blocks out of the engine's own prefix cache.
+CAN_EVICT = hasattr(base.KVConnectorBase_V1, "bind_gpu_block_pool")
 
 
 def worker_answer(output: KVConnectorOutput) -> Any:

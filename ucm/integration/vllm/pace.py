@@ -33,7 +33,7 @@ class Pace:
         self.ms_per_token = 0.0  # of a load that is worth its time; 0: not known yet
 
     def begins(self, request: Request, tokens: int) -> None:
-        if tokens >= MEASURED_TOKENS:
+        if tokens >= MEASURED_TOKENS and not request.num_output_tokens:  # else it is resumed
             self._prefills[request.request_id] = request, tokens, time.monotonic()
 
     def look(self) -> None:
@@ -41,6 +41,10 @@ class Pace:
         if self._prefills:
             for request, _, _ in [p for p in self._prefills.values() if p[0].num_output_tokens]:
                 self.ends(request)
+
+    def breaks(self, req_id: str) -> None:
+        """It is preempted: its time is no longer that of computing."""
+        self._prefills.pop(req_id, None)
 
     def ends(self, request: Request) -> None:
         """Its prefill, or all of it."""

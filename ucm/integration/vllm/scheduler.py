@@ -18,6 +18,7 @@ from ucm.integration.vllm.messages import Step, StepResult, Transfer
 from ucm.integration.vllm.pace import Pace
 
 if TYPE_CHECKING:
+    from vllm.v1.core.block_pool import BlockPool
     from vllm.v1.core.sched.output import SchedulerOutput
     from vllm.v1.request import Request
 
@@ -87,6 +88,8 @@ class SchedulerSide:
         self._loads: list[Transfer] = []
         self._held: set[str] = set()
         self._unsettled: set[int] = set()  # steps that load what they compute on, not yet heard of
+        self._written: deque[tuple[int, array]] = deque()  # engine blocks, by these steps and those after them
+        self._pool: BlockPool | None = None
         self._finished: list[Tracked] = []  # that owe saves
         self._seq = 0
         self._acked = -1
@@ -211,6 +214,7 @@ class SchedulerSide:
         self._seq += 1
         self._pace.look()
         for req_id in out.preempted_req_ids or ():
+            self._pace.breaks(req_id)
             if t := self._requests.get(req_id):
                 t.dumping, t.load = False, None  # the worker waits for its saves before the blocks are overwritten
                 t.owed = 0
@@ -220,11 +224,17 @@ class SchedulerSide:
         if not self._unsettled:
             self._settle_finished(step)
         step.held = frozenset(self._held)
-        if self._loads and self._policy.lockstep and not self._policy.asynchronous:
+        if self._loads and not self._policy.asynchronous:
             self._unsettled.add(self._seq)
+        if self._unsettled:
+            self._written.append((self._seq, array("I")))
+            for load in self._loads:
+                self._written[-1][1].extend(load.blocks)
         self._loads, self._held = [], set()
         while self._planned and self._planned[0][0] < self._seq - STEPS_IN_FLIGHT:
             self._planned.popleft()
+        while self._written and self._written[0][0] < self._seq - STEPS_IN_FLIGHT:
+            self._written.popleft()
         scheduled = out.num_scheduled_tokens
         for new in out.scheduled_new_reqs:
             if t := self._requests.get(new.req_id):
@@ -246,6 +256,9 @@ class SchedulerSide:
 
     def _plan_save(self, step: Step, t: Tracked, computed: int, scheduled: int) -> None:
         """Blocks that are full at the end of this step and not yet saved."""
+        if self._unsettled:
+            tokens = self._geo.engine_tokens
+            self._written[-1][1].extend(t.blocks[computed // tokens:-(-(computed + scheduled) // tokens)])
         if not self._policy.saves or not self._wanted(t.request):
             return
         if self._policy.delivers and computed < t.request.num_prompt_tokens <= computed + scheduled:
@@ -261,8 +274,10 @@ class SchedulerSide:
         if self._policy.prompt_only:
             known = min(known, t.request.num_prompt_tokens // size)
         full = min((computed + scheduled) // size, known)
-        if self._unsettled:
+        if self._unsettled and self._policy.lockstep:
             # A load may yet fail on one worker, and what the others compute in this step be wrong for it.
+            if self._unsettled == {step.seq} and t.owed > t.saved:
+                self._save(step, t, t.owed)  # of earlier steps, which went well
             t.owed = full
         elif full > t.saved:
             self._save(step, t, full)
@@ -296,8 +311,8 @@ class SchedulerSide:
             if t := self._requests.get(req_id):
                 t.limit = min(t.limit, position)
                 t.saved = min(t.saved, position)
-        self._unsettled = {step for step in self._unsettled if step > result.settled}
         if result.spoilt > self._acked:
+            self._evict(result.spoilt)
             # From that step on, up to the next one, the worker has saved nothing.
             self._acked = result.spoilt
             for t in (*self._requests.values(), *self._finished):
@@ -305,6 +320,19 @@ class SchedulerSide:
             for seq, t, start in self._planned:
                 if seq >= result.spoilt:
                     t.saved = min(t.saved, start)
+        self._unsettled = {step for step in self._unsettled if step > result.settled}
+        while self._written and (not self._unsettled or self._written[0][0] < min(self._unsettled)):
+            self._written.popleft()
+
+    def bind(self, pool: BlockPool) -> None:
+        self._pool = pool
+
+    def _evict(self, spoilt: int) -> None:
+        """vLLM has put what the spoilt steps wrote into its own prefix cache, and takes it out of there for
+        requests that are still running: not for those that were aborted or preempted meanwhile."""
+        blocks = {block for seq, written in self._written if seq >= spoilt for block in written} - {NULL_BLOCK}
+        if self._pool is not None:
+            self._pool.evict_blocks(blocks)
 
     def lost(self, engine_blocks: Set[int]) -> None:
         """The same from a worker that can only name engine blocks."""

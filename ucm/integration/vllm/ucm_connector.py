@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorHandshakeMetadata
     from vllm.forward_context import ForwardContext
     from vllm.v1.attention.backend import AttentionMetadata
+    from vllm.v1.core.block_pool import BlockPool
     from vllm.v1.core.kv_cache_manager import KVCacheBlocks
     from vllm.v1.core.sched.output import SchedulerOutput
     from vllm.v1.kv_cache_interface import KVCacheConfig
@@ -115,6 +116,14 @@ class UCMConnector(KVConnectorBase_V1):
     set_xfer_handshake_metadata = set_xfer_handshake_metadata_pp_aware
 
     # ---- scheduler ----
+
+    def bind_gpu_block_pool(self, gpu_block_pool: BlockPool) -> None:
+        self._scheduler.bind(gpu_block_pool)
+
+    def reset_cache(self) -> bool | None:
+        logger.warning("ucm keeps what it has stored: after a change of the model's weights in place, end this engine "
+                       "and start it with another model_id, or remove the namespace with `ucm rm`")
+        return False
 
     def get_num_new_matched_tokens(self, request: Request,
                                    num_computed_tokens: int) -> tuple[int | None, bool]:
@@ -238,8 +247,10 @@ def _policy(conf: ucm.Conf, vllm_config: VllmConfig) -> Policy:
     return Policy(
         loads=role != "kv_producer",
         saves=role != "kv_consumer",
-        # Before the scheduler hears from its workers, several of them cannot load what they compute on.
-        asynchronous=conf.get("use_layerwise") != "true" or (lockstep and not compat.WORKERS_ANSWER),
+        # Who computes on a load that fails must be able to take back what came of it: to tell the other workers,
+        # and to empty the engine's own cache of it.
+        asynchronous=(conf.get("use_layerwise") != "true" or not compat.CAN_EVICT
+                      or (lockstep and not compat.WORKERS_ANSWER)),
         delivers=role == "kv_producer",
         dram=conf.get("store_pipeline").startswith("Cache"),
         persist_token_threshold=int(conf.get("persist_token_threshold")),

@@ -84,7 +84,6 @@ class WorkerSide:
 
     def begin(self, step: Step) -> None:
         self._step = step
-        self._held |= step.held
 
     def load(self) -> None:
         step = self._step
@@ -164,6 +163,8 @@ class WorkerSide:
             self._dump(step.saves)
         if step.deliver:
             self._deliver()
+        # Not before: with a draft model reports are asked for first, and the step may save what it holds.
+        self._held |= step.held
 
     def _dump(self, saves: list[Transfer]) -> None:
         keys, blocks, depths = _join(saves)
