@@ -47,6 +47,7 @@ class WorkerSide:
         self._load_timeout_ms = load_timeout_ms
         self._delivers = delivers
         self._map: Any = None
+        self._tensors: dict[str, torch.Tensor] = {}
         self._shard_of: dict[str, int] = {}
         self._streaming: Any = None  # the load that this step computes on
         self._awaited: set[int] = set()  # its shards that the model has asked for
@@ -70,6 +71,7 @@ class WorkerSide:
         layout = from_kv_caches(tensors, self._num_blocks)
         geo.check_tensors(self._geo, list(tensors.values()), layout.nshards, layout.shard_size)
         self._map = self._store.map(layout.segments, self._geo.ratio, self._num_blocks)
+        self._tensors = tensors  # the map has addresses only
         self._shard_of = layout.shard_of
         logger.info("ucm: an engine block of a layer is %s, in %d pieces", layout.description, layout.nsegs)
 
