@@ -8,6 +8,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+import torch
 from support import BLOCK, ENGINE, RATIO, geometry
 from ucm.integration.vllm.messages import StepResult
 from ucm.integration.vllm.scheduler import NULL_BLOCK, Policy, SchedulerSide
@@ -484,6 +485,19 @@ def test_kinds_of_attention_that_are_not_served_are_refused(kind, more):
 
     with pytest.raises(Unsupported, match=f"full attention .* this model's KV cache is {kind}"):
         derived(kind=kind, more=more)
+
+
+def test_models_that_differ_in_a_norm_alone_are_told_apart(tmp_path):
+    from safetensors.torch import save_file
+    from ucm.integration.vllm.geometry import sample_weights
+
+    def weights(name: str, norm: float) -> str:
+        (tmp_path / name).mkdir()
+        save_file({"a.weight": torch.ones(1 << 20), "norm": torch.full((64,), norm), "z.weight": torch.ones(1 << 20)},
+                  tmp_path / name / "model.safetensors")
+        return sample_weights(tmp_path / name)
+
+    assert weights("first", 1) == weights("same", 1) != weights("other", 2)
 
 
 def test_several_groups_are_refused():
