@@ -146,7 +146,7 @@ static void await_stall(ucm_store *store, bool stalled)
  * something does the tier is used again. */
 static void storage_that_hangs_is_passed_by(void **state)
 {
-    ucm_store *store = open_store(*state, &shape, "posix_stall_ms=100");
+    ucm_store *store = open_store(*state, &shape, "posix_stall_ms=1000");
     struct memory m;
     memory_new(&m, store, &shape, 1);
     dump_all(store, &m, 0);
@@ -194,7 +194,7 @@ static void a_load_is_given_up_when_its_batch_says(void **state)
 static void storage_that_hangs_at_the_start_is_used_when_it_answers(void **state)
 {
     hang(FAULT_FILES, 0);
-    ucm_store *store = open_store(*state, &shape, "posix_stall_ms=50");
+    ucm_store *store = open_store(*state, &shape, "posix_stall_ms=1000");
     struct memory m;
     memory_new(&m, store, &shape, N);
     ucm_task *refused = NULL;
@@ -215,7 +215,7 @@ static void storage_that_hangs_at_the_start_is_used_when_it_answers(void **state
 /* A call that hangs holds the whole pump: one lookup waits for its news in vain, and no other. */
 static void only_one_waits_for_a_pump_that_hangs(void **state)
 {
-    ucm_store *store = open_store(*state, &shape, "lookup_timeout_ms=50");
+    ucm_store *store = open_store(*state, &shape, "lookup_timeout_ms=500");
     const struct ucmi_posix *p = backend_of(store);
     struct peer peer = peer_start(*state, &shape, NULL); /* so that there may be news */
     struct memory m;
@@ -250,7 +250,7 @@ static void one_backend_hangs_and_the_other_serves(void **state)
     mkdir(a, 0700);
     mkdir(b, 0700);
     unsigned first = fault_opened() + 1;
-    ucm_store *store = open_store(both, &shape, "posix_stall_ms=100");
+    ucm_store *store = open_store(both, &shape, "posix_stall_ms=1000");
     const struct ucmi_backends *tier = store->tiers[0].priv;
     struct memory m, some;
     memory_new(&m, store, &shape, N);
