@@ -508,6 +508,14 @@ unsigned ucmi_pool_reclaim(struct ucmi_pool *p, uint32_t slot, uint64_t dead)
     }
 }
 
+void ucmi_pool_recount(struct ucmi_pool *p)
+{
+    int64_t ready = 0;
+    for (uint32_t slot = 0; slot < p->layout.nslots; slot++)
+        ready += state_of(atomic_load(&p->metas[slot].word)) == UCMI_SLOT_READY;
+    atomic_store(&p->head->ready, ready);
+}
+
 unsigned ucmi_pool_parole(struct ucmi_pool *p, uint32_t slot, uint64_t now_ns)
 {
     struct ucmi_pool_meta *m = &p->metas[slot];

@@ -224,6 +224,8 @@ static inline char *ucmi_pool_memory(const struct ucmi_pool *p, uint32_t slot)
 unsigned ucmi_pool_reclaim(struct ucmi_pool *p, uint32_t slot, uint64_t dead);
 /* What processes that are gone were to write down there is nobody's. */
 void ucmi_pool_disown(struct ucmi_pool *p, uint32_t slot, uint64_t gone);
+/* Counts the slots in READY, while nobody else is there. */
+void ucmi_pool_recount(struct ucmi_pool *p);
 /* A slot whose quarantine is over becomes FREE; 1 if so. */
 unsigned ucmi_pool_parole(struct ucmi_pool *p, uint32_t slot, uint64_t now_ns);
 /* For pool.c, with the gate held: new pages for a slot that nobody uses.  What is on its way into

@@ -409,7 +409,7 @@ static int make(struct ucmi_pool *p, const struct ucmi_pool_spec *spec, char *wh
     atomic_store(&p->head->members, 1);
     atomic_store(&p->head->fixed, spec->fixed);
     atomic_store(&p->head->magic, MAGIC);
-    start_growing(p);
+    grow_if_nobody_does(p, 0);
     return 0;
 }
 
@@ -452,6 +452,8 @@ static int join(struct ucmi_pool *p, const struct ucmi_pool_spec *spec,
         return err;
     /* Cleaned before it is used: the index may have been a dead process's. */
     sweep(p, atomic_fetch_or(&p->head->members, ucmi_pool_bit(p)) & ~alive);
+    if (!alive) /* who is killed between two instructions may have miscounted */
+        ucmi_pool_recount(p);
     grow_if_nobody_does(p, alive);
     if (spec->fixed)
         atomic_fetch_or(&p->head->fixed, ucmi_pool_bit(p));
