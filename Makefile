@@ -69,7 +69,7 @@ tsan: build-tsan/build.ninja ## C tests under ThreadSanitizer
 	ninja -C build-tsan && $(TESTS) -C build-tsan
 test-python: $(VENV)/.package ## the extension and the package
 	$(VENV)/bin/pytest -q tests/python
-test-contract: $(VENV)/.package ## the connector against the interfaces of vLLM 0.17 to 0.32, from their wheels
+test-contract: $(VENV)/.engine $(VENV)/.package ## the connector against the interfaces of vLLM 0.17 to 0.32, from their wheels
 	$(VENV)/bin/pytest -q tests/versions
 test-e2e: $(VENV)/.engine $(VENV)/.package ## a real vLLM: restart, damage, kills, preemption
 	$(VENV)/bin/pytest -q tests/e2e
