@@ -574,11 +574,15 @@ bool ucmi_news_possible(const struct ucmi_posix *p)
     return false;
 }
 
-static void scan(struct ucmi_posix *p)
+/* False: storage is away, and each further question may take as long as it takes to give one up. */
+static bool scan(struct ucmi_posix *p)
 {
     static struct ucmi_log_gate gate;
     struct stat st;
-    if (p->ns_fd < 0 || ucmi_file_stat(p, p->ns_fd, &st) < 0 || st.st_nlink == 0)
+    int err = p->ns_fd < 0 ? -ENOENT : ucmi_file_stat(p, p->ns_fd, &st);
+    if (err && err != -ENOENT && err != -ESTALE)
+        return false;
+    if (err || st.st_nlink == 0)
         ucmi_ns_open(p, false);
     uint64_t stamp =
         p->ns_fd < 0 ? 0 : stamp_of(p, p->ns_fd, YOUNG_DIR_NS); /* before what it is to vouch for */
@@ -624,6 +628,7 @@ static void scan(struct ucmi_posix *p)
             ucmi_lane_forget(p, lane);
     }
     atomic_store_explicit(&p->ns_stamp, stamp, memory_order_relaxed);
+    return true;
 }
 
 /* Callers may ask the journals themselves from now on, if all of them have been still for long
@@ -661,8 +666,8 @@ bool ucmi_lanes_renew(struct ucmi_posix *p, uint64_t since_ns)
 void ucmi_lanes_refresh(struct ucmi_posix *p)
 {
     p->news_ns = ucmi_now_ns();
-    if (p->ns_fd < 0 || ns_changed(p))
-        scan(p);
+    if ((p->ns_fd < 0 || ns_changed(p)) && !scan(p))
+        return;
     for (unsigned i = 1; i <= p->nlanes; i++) {
         struct ucmi_lane *lane = p->lanes[i];
         if (lane && !lane->own && !lane->alien)

@@ -27,6 +27,7 @@ char ts_letter(int err)
     case -ESHUTDOWN: return 'd';
     case -EIO: return 'i';
     case -EINPROGRESS: return 'p';
+    case -ESTALE: return 's';
     default: return '?';
     }
 }
