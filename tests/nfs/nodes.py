@@ -23,6 +23,40 @@ BUILD = pathlib.Path(os.environ.get("UCM_BUILD", ROOT / "build")).resolve()
 LINES = 5  # serial lines a node has: one for commands, the others for agents
 LATE_S = 90  # who has not answered by then hangs
 
+# How the server becomes one; the export is / to v4 and /mnt/exp/share to v3, leases and grace end after 10 s.
+SERVER = os.environ.get("UCM_NFS_SERVER", "kernel")
+DISK = (
+    "mkdir -p /mnt/exp && mount /dev/ubda /mnt/exp",
+    "mkdir -p /mnt/exp/share /mnt/exp/.state/{{nfsdcld,v4recovery,sm,sm.bak,ganesha}}",
+    "chmod 777 /mnt/exp/share && mount --bind /mnt/exp/.state /var/lib/nfs",
+    "touch /var/lib/nfs/{{etab,rmtab,state}}",
+)
+GANESHA = """
+NFS_CORE_PARAM {{ Protocols = 3, 4; Enable_UDP = false; }}
+NFSv4 {{ Lease_Lifetime = 10; Grace_Period = 10; RecoveryBackend = fs; }}
+EXPORT {{ Export_Id = 1; Path = /mnt/exp/share; Pseudo = /; Protocols = 3, 4; Access_Type = RW;
+          Squash = No_Root_Squash; SecType = sys; FSAL {{ Name = VFS; }} }}
+"""
+SERVERS = {
+    "kernel": (
+        "modprobe -d {work}/root lockd nlm_grace_period=10",
+        "modprobe -d {work}/root nfsd",
+        "mount -t nfsd nfsd /proc/fs/nfsd && mount -t rpc_pipefs rpc /run/rpc_pipefs",
+        "echo 10 >/proc/fs/nfsd/nfsv4leasetime && echo 10 >/proc/fs/nfsd/nfsv4gracetime",
+        "rpcbind && nfsdcld -p /run/rpc_pipefs && rpc.statd && rpc.mountd",
+        "exportfs -o rw,no_root_squash,fsid=0,insecure,no_subtree_check '*:/mnt/exp/share'",
+        "rpc.nfsd 4",
+    ),
+    "ganesha": (
+        "rpcbind && rpc.statd",
+        f"echo '{GANESHA}' >/run/ganesha.conf".replace("\n", " "),
+        "ganesha.nfsd -f /run/ganesha.conf -p /run/ganesha.pid -L /run/ganesha.log",
+        "timeout 60 sh -c 'until rpcinfo -t 127.0.0.1 nfs 3; do sleep 0.1; done' || {{ cat /run/ganesha.log; false; }}",
+    ),
+}
+STOP = {"kernel": "rpc.nfsd 0", "ganesha": "kill -STOP $(cat /run/ganesha.pid)"}  # it answers nothing
+GO_ON = {"kernel": "rpc.nfsd 4", "ganesha": "kill -CONT $(cat /run/ganesha.pid)"}
+
 
 def end_with_parent():
     os.setsid()
@@ -197,19 +231,8 @@ class Cluster:
                   "rpcbind && rpc.statd --no-notify")
 
     def serve(self):
-        for command in (
-                f"modprobe -d {self.work}/root lockd nlm_grace_period=10",
-                f"modprobe -d {self.work}/root nfsd",
-                "mkdir -p /mnt/exp && mount /dev/ubda /mnt/exp",
-                "mkdir -p /mnt/exp/share /mnt/exp/.state/{nfsdcld,v4recovery,sm,sm.bak}",
-                "chmod 777 /mnt/exp/share && mount --bind /mnt/exp/.state /var/lib/nfs",
-                "touch /var/lib/nfs/{etab,rmtab,state}",
-                "mount -t nfsd nfsd /proc/fs/nfsd && mount -t rpc_pipefs rpc /run/rpc_pipefs",
-                "echo 10 >/proc/fs/nfsd/nfsv4leasetime && echo 10 >/proc/fs/nfsd/nfsv4gracetime",
-                "rpcbind && nfsdcld -p /run/rpc_pipefs && rpc.statd && rpc.mountd",
-                "exportfs -o rw,no_root_squash,fsid=0,insecure,no_subtree_check '*:/mnt/exp/share'",
-                "rpc.nfsd 4"):
-            self.server.sure(command)
+        for command in (*DISK, *SERVERS[SERVER]):
+            self.server.sure(command.format(work=self.work))
 
     def mount(self, client, version, options=""):
         """Where the export is, on that client."""
