@@ -191,8 +191,8 @@ def test_killed_client(share):
     share.seem_silent()
     lock = f"{share.at(1)}/ucm/{lane.split('/ucm/')[1]}/lock"
     free = share.cluster.clients[1].run(
-        f"for i in $(seq 120); do python3 -c 'import fcntl; f = open(\"{lock}\", \"r+\"); "
-        "fcntl.lockf(f, fcntl.LOCK_EX | fcntl.LOCK_NB)' 2>/dev/null && break; sleep 0.5; done; [ $i -lt 120 ]")[0]
+        f"for i in $(seq 60); do python3 -c 'import fcntl; f = open(\"{lock}\", \"r+\"); "
+        "fcntl.lockf(f, fcntl.LOCK_EX | fcntl.LOCK_NB)' 2>/dev/null && break; sleep 0.5; done; [ $i -lt 60 ]")[0]
     assert (free == 0) == (share.version != "3")  # v4: when the lease is over
     if free:
         share.cluster.server.sure(f"touch -d '11 minutes ago' {share.path}/ucm/*/r*-*/journal")
