@@ -248,15 +248,21 @@ static int map(struct ucmi_pool *p, const struct ucmi_pool_layout *l)
     return ucmi_policy_open(&p->policy, &p->head->span, l->nslots);
 }
 
+static int reserve(int fd, uint64_t from, uint64_t len)
+{
+    int err;
+    do
+        err = -posix_fallocate(fd, (off_t)from, (off_t)len);
+    while (err == -EINTR);
+    return err;
+}
+
 /* Allocates the memory of the slots up to that place. */
 static int allocate(struct ucmi_pool *p, uint32_t end)
 {
-    uint64_t from = p->layout.data_at + ucmi_pool_grown(p) * p->layout.pitch;
-    uint64_t to = p->layout.data_at + end * p->layout.pitch;
-    int err;
-    do
-        err = -posix_fallocate(p->fd, (off_t)from, (off_t)(to - from));
-    while (err == -EINTR);
+    uint32_t grown = ucmi_pool_grown(p);
+    int err = reserve(p->fd, p->layout.data_at + grown * p->layout.pitch,
+                      (end - grown) * p->layout.pitch);
     if (!err)
         atomic_store_explicit(&p->head->grown, end, memory_order_release);
     return err;
@@ -320,7 +326,7 @@ bool ucmi_pool_renew(struct ucmi_pool *p, uint32_t slot, bool keep)
     bool fresh = !atomic_load(&p->head->fixed) &&
                  fallocate(p->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, at, len) == 0 &&
                  ((data = lseek(p->fd, at, SEEK_DATA)) >= at + len || (data < 0 && errno == ENXIO));
-    return (fresh || keep) && posix_fallocate(p->fd, at, len) == 0;
+    return (fresh || keep) && reserve(p->fd, (uint64_t)at, (uint64_t)len) == 0;
 }
 
 /* ---- private memory ---- */
@@ -389,9 +395,7 @@ static int make(struct ucmi_pool *p, const struct ucmi_pool_spec *spec, char *wh
     if (err)
         return err;
     struct ucmi_pool_layout l = lay_out(spec, nslots);
-    do
-        err = -posix_fallocate(p->fd, 0, (off_t)l.data_at);
-    while (err == -EINTR);
+    err = reserve(p->fd, 0, l.data_at);
     if (!err && ftruncate(p->fd, (off_t)l.size) < 0)
         err = -errno;
     if (!err)
