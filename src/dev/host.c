@@ -30,20 +30,13 @@ static void host_stream_free(void *d, void *stream)
 {
 }
 
-/* Pieces that go on where the last one ended are joined: shards of one block mostly do. */
 static int host_copy(void *d, void *stream, int to_host, const struct ucm_copy *v, size_t n)
 {
-    for (size_t i = 0, next; i < n; i = next) {
-        size_t len = v[i].len;
-        for (next = i + 1; next < n && (char *)v[i].dev + len == v[next].dev &&
-                           (char *)v[i].host + len == v[next].host;
-             next++)
-            len += v[next].len;
+    for (size_t i = 0; i < n; i++)
         if (to_host)
-            memcpy(v[i].host, v[i].dev, len);
+            memcpy(v[i].host, v[i].dev, v[i].len);
         else
-            memcpy(v[i].dev, v[i].host, len);
-    }
+            memcpy(v[i].dev, v[i].host, v[i].len);
     return 0;
 }
 

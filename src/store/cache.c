@@ -50,7 +50,8 @@ static int open_pool(struct ucm_tier *t, struct cache *c)
         .bytes = (uint64_t)(o->capacity_gb * (double)(1 << 30)),
         .block_size = geo->block_size,
         .shard_size = geo->shard_size,
-        .fixed = geo->dev->pin != NULL,
+        .dev = geo->dev,
+        .dev_state = geo->dev_state,
         .quarantine_ms = QUARANTINE_MS,
         .counters = t->counters,
     };
@@ -64,15 +65,6 @@ static int open_pool(struct ucm_tier *t, struct cache *c)
     c->torn = calloc(TORN_MAX, sizeof *c->torn);
     if (!c->blocks || !c->torn)
         return -ENOMEM;
-    if (!geo->dev->pin)
-        return 0;
-    err = geo->dev->pin(geo->dev_state, c->pool->data, l->size - l->data_at);
-    if (err < 0)
-        return ucmi_fail(t->why, sizeof t->why, err,
-                         "device: cannot pin the %" PRIu64 " bytes of the pool: %s; give a smaller "
-                         "cache_buffer_capacity_gb or raise the limit of locked memory",
-                         l->size - l->data_at, ucm_strerror(err));
-    c->pinned = true;
     return 0;
 }
 
@@ -80,8 +72,9 @@ static int start_mover(struct cache *c, struct mover *m, bool out)
 {
     const struct ucm_geometry *geo = c->geo;
     int err = ucmi_mover_init(m, c, out);
-    if (!err)
-        err = geo->dev->stream_new(geo->dev_state, &m->stream);
+    if (!err && (err = geo->dev->stream_new(geo->dev_state, &m->stream)) < 0)
+        ucmi_fail(c->t->why, sizeof c->t->why, err, "device %s: no stream: %s", geo->dev->p.name,
+                  ucm_strerror(err));
     if (!err)
         err = ucmi_thread_start(&m->thread, out ? "ucm-out" : "ucm-in", ucmi_mover_main, m);
     m->started = !err;
@@ -115,9 +108,6 @@ void ucmi_cache_free(struct cache *c)
             ucmi_block_end(c, c->blocks[slot], -ESHUTDOWN, &none);
     ucmi_mover_destroy(&c->in);
     ucmi_mover_destroy(&c->out);
-    if (c->pinned)
-        c->geo->dev->unpin(c->geo->dev_state, c->pool->data,
-                           c->pool->layout.size - c->pool->layout.data_at);
     ucmi_pool_close(c->pool);
     free(c->blocks);
     free(c->torn);

@@ -252,7 +252,6 @@ struct cache {
     const struct ucm_geometry *geo;
     struct ucm_counters *counters;
     struct ucmi_pool *pool;
-    bool pinned;
     int64_t jobs_max, slices_max;
     uint64_t timeout_ns;
     _Atomic int64_t slices; /* taken and not over */

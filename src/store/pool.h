@@ -105,16 +105,24 @@ struct ucmi_pool {
     struct ucm_counters *counters;
     struct ucmi_policy policy; /* the span is all members', the ghosts are of what we evicted */
 
-    pthread_mutex_t lock;      /* guards pins; a leaf */
-    uint32_t *pins;            /* ours, per slot; the first sets our bit, the last clears it */
-    _Atomic uint64_t *touched; /* a bit per slot: its pages are in our page tables */
+    pthread_mutex_t lock; /* guards pins; a leaf */
+    uint32_t *pins;       /* ours, per slot; the first sets our bit, the last clears it */
 
     pthread_mutex_t sweep_lock; /* one sweep at a time in a process */
     int fd;                     /* -1: private memory */
     char *path;
-    pthread_t grow;
-    bool growing; /* the thread was started */
+
+    /* pool_grow.c */
+    const struct ucm_dev_ops *dev; /* may be NULL */
+    void *dev_state;
+    uint32_t step;             /* slots that get their memory, and are registered, at a time */
+    _Atomic uint64_t *touched; /* a bit per slot: its pages are in our page tables */
+    _Atomic uint8_t *steps;    /* with a device that registers memory: whether it has, each */
+    pthread_mutex_t pin_lock;  /* around a registration; a leaf */
+    pthread_t grow, pin;
+    bool growing, pinning; /* the thread was started */
     _Atomic bool stop;
+
     _Atomic bool orphans; /* some were marked since this was last cleared */
 };
 
@@ -125,7 +133,8 @@ struct ucmi_pool_spec {
     uint64_t bytes;  /* 0: what the machine can give */
     uint8_t ns[16];
     uint64_t block_size, shard_size;
-    bool fixed; /* a device is going to know the pages by address */
+    const struct ucm_dev_ops *dev; /* the device that blocks are copied from and to, or NULL */
+    void *dev_state;
     uint32_t
         quarantine_ms; /* how long the I/O of a killed process may be on its way to such pages */
     struct ucm_counters *counters;
@@ -186,8 +195,9 @@ bool ucmi_pool_adopt(struct ucmi_pool *p, uint32_t slot, uint32_t rank,
  * seconds: colder ones go first.  Returns how many entries are still 0. */
 size_t ucmi_pool_lookup(struct ucmi_pool *p, const ucm_key *keys, size_t n, uint32_t rank,
                         uint8_t level, uint8_t *found);
-/* Before the host copies to or from a slot: brings all its pages into our page tables with one
- * call, at a fraction of what a fault for each of them costs. */
+/* Before a slot is copied to or from: its memory is registered with the device, or, where that is
+ * the host, all its pages are brought into our page tables with one call, at a fraction of what a
+ * fault for each of them costs. */
 void ucmi_pool_touch(struct ucmi_pool *p, uint32_t slot);
 /* The two sets of a block (equal if there is only one), and the slots of a set. */
 void ucmi_pool_sets(const struct ucmi_pool *p, const ucm_key *key, uint32_t rank, uint32_t sets[2]);
@@ -228,6 +238,16 @@ void ucmi_pool_disown(struct ucmi_pool *p, uint32_t slot, uint64_t gone);
 void ucmi_pool_recount(struct ucmi_pool *p);
 /* A slot whose quarantine is over becomes FREE; 1 if so. */
 unsigned ucmi_pool_parole(struct ucmi_pool *p, uint32_t slot, uint64_t now_ns);
+/* ---- the memory of slots: pool_grow.c ---- */
+
+int ucmi_pool_reserve(int fd, uint64_t from, uint64_t len);
+int ucmi_pool_grow_init(struct ucmi_pool *p);  /* when it is mapped */
+int ucmi_pool_grow_first(struct ucmi_pool *p); /* what there is at once */
+void ucmi_pool_grow_start(struct ucmi_pool *p);
+/* With the gate held: others are the members that live, but for us. */
+void ucmi_pool_grow_if_nobody_does(struct ucmi_pool *p, uint64_t others);
+void ucmi_pool_pin_start(struct ucmi_pool *p);
+void ucmi_pool_grow_stop(struct ucmi_pool *p); /* and takes what was registered back */
 /* For pool.c, with the gate held: new pages for a slot that nobody uses.  What is on its way into
  * the old ones ends there.  False: it has them still, or none, for lack of space; with `keep` the
  * old ones will do. */

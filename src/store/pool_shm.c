@@ -14,9 +14,7 @@
  *   - an index that is not locked while one holds the gate stays so, and what its dead owner left
  * in the metas can be cleaned without a race.
  *
- * Nobody waits for the gate without an end, and no slot is claimed before its space has been
- * allocated: touching it cannot fail later, however full the filesystem gets.  One member
- * allocates, in a thread; when it is gone, who joins or sweeps goes on where it stopped.
+ * Nobody waits for the gate without an end.  How the slots get their memory is in pool_grow.c.
  */
 #include "store/pool.h"
 
@@ -26,27 +24,20 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/mman.h>
-#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/statfs.h>
 #include <sys/statvfs.h>
 #include <unistd.h>
 
-#ifndef MADV_POPULATE_WRITE
-#define MADV_POPULATE_WRITE 23
-#endif
-
 enum {
     VERSION = 7,
     GATE = UCMI_POOL_MEMBERS,
     GATE_STEP_MS = 2,
-    NICE = 10,
     JOIN_MS = 60000,
     LEAVE_MS = 1000,
-    TOUCH_MIN = 64 << 10, /* below that a call costs more than it saves */
 };
 static const uint64_t MAGIC = 0x314c4f4f504d4355; /* "UCMPOOL1" */
-static const uint64_t HUGE_PAGE = 2 << 20, GROW_STEP = 16 << 20, GROW_FIRST = 64 << 20;
+static const uint64_t HUGE_PAGE = 2 << 20;
 static const char SPEAKER[] = "Cache";
 
 /* ---- layout ---- */
@@ -234,8 +225,7 @@ static int map(struct ucmi_pool *p, const struct ucmi_pool_layout *l)
 {
     int flags = p->fd < 0 ? MAP_PRIVATE | MAP_ANONYMOUS : MAP_SHARED;
     p->pins = calloc(l->nslots, sizeof *p->pins);
-    p->touched = calloc(l->nslots / 64 + 1, sizeof *p->touched);
-    if (!p->pins || !p->touched)
+    if (!p->pins)
         return -ENOMEM;
     void *memory = mmap(NULL, l->size, PROT_READ | PROT_WRITE, flags, p->fd, 0);
     if (memory == MAP_FAILED)
@@ -245,88 +235,8 @@ static int map(struct ucmi_pool *p, const struct ucmi_pool_layout *l)
     madvise(memory, l->size, MADV_DONTFORK);
     madvise(memory, l->size, MADV_DONTDUMP);
     take_layout(p, memory, l);
-    return ucmi_policy_open(&p->policy, &p->head->span, l->nslots);
-}
-
-static int reserve(int fd, uint64_t from, uint64_t len)
-{
-    int err;
-    do
-        err = -posix_fallocate(fd, (off_t)from, (off_t)len);
-    while (err == -EINTR);
-    return err;
-}
-
-/* Allocates the memory of the slots up to that place. */
-static int allocate(struct ucmi_pool *p, uint32_t end)
-{
-    uint32_t grown = ucmi_pool_grown(p);
-    int err = reserve(p->fd, p->layout.data_at + grown * p->layout.pitch,
-                      (end - grown) * p->layout.pitch);
-    if (!err)
-        atomic_store_explicit(&p->head->grown, end, memory_order_release);
-    return err;
-}
-
-static void *grow_main(void *arg)
-{
-    struct ucmi_pool *p = arg;
-    const struct ucmi_pool_layout *l = &p->layout;
-    uint32_t step = (uint32_t)MAX(GROW_STEP / l->pitch, 1);
-    setpriority(PRIO_PROCESS, 0, NICE); /* this thread alone: the engine starts at the same time */
-    madvise(p->head, l->data_at, MADV_POPULATE_WRITE);
-    for (uint32_t at = 0; at < l->nslots && !atomic_load(&p->stop);
-         at += MIN(step, l->nslots - at)) {
-        uint32_t end = at + MIN(step, l->nslots - at);
-        int err = end > ucmi_pool_grown(p) ? allocate(p, end) : 0;
-        if (err) {
-            ucmi_log(UCM_WARN, SPEAKER,
-                     "%s: %.3g of %.3g GiB allocated, the pool stays so large: %s", p->path,
-                     gib(l->data_at + ucmi_pool_grown(p) * l->pitch), gib(l->size),
-                     ucmi_file_error(err));
-            atomic_store(&p->head->grower, UCMI_POOL_MEMBERS); /* a later member tries again */
-            break;
-        }
-        /* An old kernel knows no such advice: the first touch of each page pays. */
-        madvise(p->data + at * l->pitch, (end - at) * l->pitch, MADV_POPULATE_WRITE);
-    }
-    return NULL;
-}
-
-static void start_growing(struct ucmi_pool *p)
-{
-    atomic_store(&p->head->grower, p->me);
-    p->growing = ucmi_thread_start(&p->grow, "ucm-grow", grow_main, p) == 0;
-}
-
-/* With the gate held: others are the members that live, but for us. */
-static void grow_if_nobody_does(struct ucmi_pool *p, uint64_t others)
-{
-    uint32_t grower = atomic_load(&p->head->grower);
-    if (!p->growing && ucmi_pool_grown(p) < p->layout.nslots &&
-        (grower >= UCMI_POOL_MEMBERS || !(others >> grower & 1)))
-        start_growing(p);
-}
-
-void ucmi_pool_touch(struct ucmi_pool *p, uint32_t slot)
-{
-    uint64_t bit = UINT64_C(1) << slot % 64;
-    _Atomic uint64_t *word = &p->touched[slot / 64];
-    if (p->layout.pitch < TOUCH_MIN || (atomic_load_explicit(word, memory_order_relaxed) & bit) ||
-        (atomic_fetch_or_explicit(word, bit, memory_order_relaxed) & bit))
-        return;
-    madvise(ucmi_pool_memory(p, slot), p->layout.pitch, MADV_POPULATE_WRITE);
-}
-
-/* On tmpfs to punch a hole takes pages out of the file, whoever holds on to them; a huge page that
- * is held stays, and shows as data.  Space that others take meanwhile is asked for again. */
-bool ucmi_pool_renew(struct ucmi_pool *p, uint32_t slot, bool keep)
-{
-    off_t at = ucmi_pool_memory(p, slot) - (char *)p->head, len = (off_t)p->layout.pitch, data;
-    bool fresh = !atomic_load(&p->head->fixed) &&
-                 fallocate(p->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, at, len) == 0 &&
-                 ((data = lseek(p->fd, at, SEEK_DATA)) >= at + len || (data < 0 && errno == ENXIO));
-    return (fresh || keep) && reserve(p->fd, (uint64_t)at, (uint64_t)len) == 0;
+    int err = ucmi_pool_grow_init(p);
+    return err ? err : ucmi_policy_open(&p->policy, &p->head->span, l->nslots);
 }
 
 /* ---- private memory ---- */
@@ -347,7 +257,7 @@ static int open_private(struct ucmi_pool *p, const struct ucmi_pool_spec *spec, 
                          gib(l.size), ucmi_file_error(err));
     p->head->layout = l;
     atomic_store(&p->head->grown, nslots); /* such memory is there when it is touched */
-    start_growing(p);
+    ucmi_pool_grow_start(p);
     return 0;
 }
 
@@ -379,6 +289,12 @@ static void remove_dead_pools(const struct ucmi_pool *p, const char *dir)
         closedir(d);
 }
 
+/* A device of ours is going to know the pages by address. */
+static bool takes_addresses(const struct ucmi_pool_spec *spec)
+{
+    return spec->dev && spec->dev->pin;
+}
+
 /* Allocates and fills in the file; the gate is ours. */
 static int make(struct ucmi_pool *p, const struct ucmi_pool_spec *spec, char *why, size_t why_len)
 {
@@ -395,13 +311,13 @@ static int make(struct ucmi_pool *p, const struct ucmi_pool_spec *spec, char *wh
     if (err)
         return err;
     struct ucmi_pool_layout l = lay_out(spec, nslots);
-    err = reserve(p->fd, 0, l.data_at);
+    err = ucmi_pool_reserve(p->fd, 0, l.data_at);
     if (!err && ftruncate(p->fd, (off_t)l.size) < 0)
         err = -errno;
     if (!err)
         err = map(p, &l);
     if (!err)
-        err = allocate(p, (uint32_t)MIN(MAX(GROW_FIRST / l.pitch, 1), nslots));
+        err = ucmi_pool_grow_first(p);
     if (err)
         return ucmi_fail(why, why_len, err, "cache_buffer_capacity_gb: %.3g GiB in %s: %s",
                          gib(l.size), spec->dir, ucmi_file_error(err));
@@ -411,9 +327,9 @@ static int make(struct ucmi_pool *p, const struct ucmi_pool_spec *spec, char *wh
     if (err)
         return err;
     atomic_store(&p->head->members, 1);
-    atomic_store(&p->head->fixed, spec->fixed);
+    atomic_store(&p->head->fixed, takes_addresses(spec));
     atomic_store(&p->head->magic, MAGIC);
-    grow_if_nobody_does(p, 0);
+    ucmi_pool_grow_if_nobody_does(p, 0);
     return 0;
 }
 
@@ -458,8 +374,8 @@ static int join(struct ucmi_pool *p, const struct ucmi_pool_spec *spec,
     sweep(p, atomic_fetch_or(&p->head->members, ucmi_pool_bit(p)) & ~alive);
     if (!alive) /* who is killed between two instructions may have miscounted */
         ucmi_pool_recount(p);
-    grow_if_nobody_does(p, alive);
-    if (spec->fixed)
+    ucmi_pool_grow_if_nobody_does(p, alive);
+    if (takes_addresses(spec))
         atomic_fetch_or(&p->head->fixed, ucmi_pool_bit(p));
     ucmi_log(UCM_INFO, SPEAKER, "joined %s: %" PRIu32 " blocks, %.3g GiB, %" PRId64 " ready%s",
              p->path, l->nslots, gib(l->size), atomic_load(&p->head->ready),
@@ -591,7 +507,7 @@ unsigned ucmi_pool_sweep(struct ucmi_pool *p)
     if (lock_byte(p->fd, F_WRLCK, GATE) == 0) {
         uint64_t others = others_alive(p->fd);
         changed = sweep(p, atomic_load(&p->head->members) & ~(others | ucmi_pool_bit(p)));
-        grow_if_nobody_does(p, others);
+        ucmi_pool_grow_if_nobody_does(p, others);
         lock_byte(p->fd, F_UNLCK, GATE);
     }
     pthread_mutex_unlock(&p->sweep_lock);
@@ -601,16 +517,15 @@ unsigned ucmi_pool_sweep(struct ucmi_pool *p)
 /* Gives up file and memory, whatever there is of them; the locks go with the descriptor. */
 static void detach(struct ucmi_pool *p)
 {
+    ucmi_pool_grow_stop(p);
     if (p->head)
         munmap(p->head, p->layout.size);
     if (p->fd >= 0)
         close(p->fd);
     ucmi_policy_close(&p->policy);
     free(p->pins);
-    free(p->touched);
     p->head = NULL;
     p->pins = NULL;
-    p->touched = NULL;
     p->fd = -1;
 }
 
@@ -622,9 +537,12 @@ int ucmi_pool_open(const struct ucmi_pool_spec *spec, struct ucmi_pool **pool_p,
         return -ENOMEM;
     p->fd = -1;
     p->counters = spec->counters;
+    p->dev = spec->dev;
+    p->dev_state = spec->dev_state;
     p->quarantine_ns = spec->quarantine_ms * UINT64_C(1000000);
     pthread_mutex_init(&p->lock, NULL);
     pthread_mutex_init(&p->sweep_lock, NULL);
+    pthread_mutex_init(&p->pin_lock, NULL);
     int err = spec->dir ? open_shared(p, spec, why, why_len) : -ENOTSUP;
     if (err == -ENOTSUP) {
         detach(p);
@@ -635,6 +553,7 @@ int ucmi_pool_open(const struct ucmi_pool_spec *spec, struct ucmi_pool **pool_p,
         ucmi_pool_close(p);
         return err;
     }
+    ucmi_pool_pin_start(p);
     *pool_p = p;
     return 0;
 }
@@ -669,12 +588,11 @@ void ucmi_pool_close(struct ucmi_pool *p)
 {
     if (!p)
         return;
-    atomic_store(&p->stop, true);
-    if (p->growing)
-        pthread_join(p->grow, NULL);
+    ucmi_pool_grow_stop(p);
     if (p->fd >= 0)
         leave(p);
     detach(p);
+    pthread_mutex_destroy(&p->pin_lock);
     pthread_mutex_destroy(&p->sweep_lock);
     pthread_mutex_destroy(&p->lock);
     free(p->path);

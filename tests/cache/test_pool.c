@@ -349,6 +349,59 @@ static void space_is_allocated_before_it_is_used(void **state)
     ucmi_pool_close(p);
 }
 
+/* A device that registers memory is shown what has been allocated, each slot once, and by the time
+ * of its first use; and takes it back. */
+static struct {
+    pthread_mutex_t lock;
+    struct ucmi_pool *pool; /* NULL: not known yet */
+    size_t bytes, early;
+} shown = {.lock = PTHREAD_MUTEX_INITIALIZER};
+
+static int show(void *d, void *p, size_t len)
+{
+    pthread_mutex_lock(&shown.lock);
+    struct ucmi_pool *pool = shown.pool;
+    shown.bytes += len;
+    if (pool &&
+        (uint64_t)((char *)p + len - pool->data) > ucmi_pool_grown(pool) * pool->layout.pitch)
+        shown.early++;
+    pthread_mutex_unlock(&shown.lock);
+    return 0;
+}
+
+static void hide(void *d, void *p, size_t len)
+{
+    shown.bytes -= len;
+}
+
+static void what_has_grown_is_registered(void **state)
+{
+    static const struct ucm_dev_ops dev = {.p = {.name = "test"}, .pin = show, .unpin = hide};
+    enum { SLOTS = 65536 };
+    struct ucmi_pool_spec spec = pool_spec(*state, 1, SLOTS);
+    uint32_t slot;
+    spec.dev = &dev;
+    pthread_mutex_lock(&shown.lock); /* nothing is registered before its pool is known */
+    struct ucmi_pool *p = pool_open(&spec);
+    shown.pool = p;
+    pthread_mutex_unlock(&shown.lock);
+    for (uint64_t i = 0; i < SLOTS; i++)
+        if (get(p, i, 0, &slot) == UCMI_POOL_CLAIMED) {
+            ucmi_pool_touch(p, slot);
+            assert_int_not_equal(p->steps[ucmi_pool_place(p, slot) / p->step], 0);
+            ucmi_pool_drop(p, slot);
+        }
+    for (bool all = false; !all; usleep(1000)) {
+        pthread_mutex_lock(&shown.lock);
+        all = shown.bytes >= SLOTS * p->layout.pitch;
+        pthread_mutex_unlock(&shown.lock);
+    }
+    assert_int_equal(shown.bytes, SLOTS * p->layout.pitch);
+    assert_int_equal(shown.early, 0);
+    ucmi_pool_close(p);
+    assert_int_equal(shown.bytes, 0);
+}
+
 static void namespaces_do_not_meet(void **state)
 {
     struct ucmi_pool *a = pool_of(*state, 1, 8), *b = pool_of(*state, 2, 8);
@@ -468,6 +521,7 @@ int main(void)
         TEST(lookup_skips_what_is_found),
         TEST(file_is_ours_alone_and_goes_with_the_last),
         TEST(space_is_allocated_before_it_is_used),
+        TEST(what_has_grown_is_registered),
         TEST(namespaces_do_not_meet),
         TEST(foreign_geometry_is_not_joined),
         TEST(open_file_of_others_is_not_used),
