@@ -10,7 +10,7 @@ MESON := $(VENV)/bin/meson
 TESTS := $(MESON) test --print-errorlogs --no-rebuild --timeout-multiplier 5
 
 .DEFAULT_GOAL := build
-.PHONY: build demo test check test-c test-python test-contract test-e2e test-vllm test-pd test-versions test-nfs asan tsan fuzz model campaign stress soak coverage bench docs fmt wheel clean help
+.PHONY: build demo test check test-c test-devices test-python test-contract test-e2e test-vllm test-pd test-versions test-nfs asan tsan fuzz model campaign stress soak coverage bench docs fmt wheel clean help
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -63,6 +63,8 @@ check: build ## include rules, lengths, the header by itself
 	tools/check-layers
 test-c: build ## C tests
 	$(TESTS) -C build
+test-devices: build ## every device by every case, against fakes of the vendors' libraries: a table
+	tests/dev/table $(BUILD)
 asan: build-asan/build.ninja ## C tests under AddressSanitizer and UBSan
 	ninja -C build-asan && $(TESTS) -C build-asan
 tsan: build-tsan/build.ninja ## C tests under ThreadSanitizer

@@ -129,6 +129,15 @@ struct ucm_option_info {
 typedef void ucm_option_fn(void *arg, const struct ucm_option_info *info);
 UCM_API void ucm_options(const ucm_conf *conf, ucm_option_fn *fn, void *arg);
 
+/* Visits every kind of device that the option `device` can name. */
+struct ucm_device_info {
+    const char *name, *help;
+    int count;        /* of such devices here */
+    const char *text; /* the library that serves them and how; or why there is none */
+};
+typedef void ucm_device_fn(void *arg, const struct ucm_device_info *info);
+UCM_API void ucm_devices(ucm_device_fn *fn, void *arg);
+
 /* ---- the store ---- */
 
 /* Opens the stack that store_pipeline spells.  conf may be freed afterwards. */
@@ -174,7 +183,7 @@ struct ucm_batch {           /* shards [shard, shard + nshards) of keys[i] <-> e
     size_t n;
     unsigned shard, nshards; /* nshards 0: all of them */
     unsigned group;          /* load this many shards at a time, in shard order; 0: all at once */
-    void *after;             /* device event to wait for first, or NULL */
+    void *after;             /* device event to wait for first, or NULL; borrowed until RELEASED */
     unsigned timeout_ms;     /* give up sooner than the store's timeout_ms; 0: no sooner */
 };
 /* -EINVAL: a block number or shard out of range.  -EAGAIN: the queue is full: a dump is best dropped,
@@ -430,15 +439,19 @@ struct ucm_copy {
 struct ucm_dev_ops {
     struct ucm_plugin p;
     int host_access; /* the host's loads, stores and system calls reach its memory */
+    /* How many there are, and by what; or an error, and why.  Optional: one, always. */
+    int (*probe)(char *text, size_t len);
     int (*open)(void *d, int ordinal, char *why, size_t why_len);
     void (*close)(void *d);
-    /* Registers host memory for fast copies.  Optional, both or none. */
+    /* Registers host memory, which is allocated by then, for fast copies; no copy reaches beyond
+     * what was registered at once.  Optional, both or none. */
     int (*pin)(void *d, void *p, size_t len);
     void (*unpin)(void *d, void *p, size_t len);
     /* A stream is an ordered queue of copies.  One thread uses a stream at a time. */
     int (*stream_new)(void *d, void **stream_p);
     void (*stream_free)(void *d, void *stream); /* after what is queued has ended */
-    /* Queues copies, device to host or host to device.  v is used only during the call. */
+    /* Queues copies, device to host or host to device.  v is used only during the call.  A thread
+     * that uses a stream keeps the device's context, or whatever its vendor calls it. */
     int (*copy)(void *d, void *stream, int to_host, const struct ucm_copy *v, size_t n);
     /* What is queued from now on waits for an event of the engine. */
     int (*after)(void *d, void *stream, void *event);

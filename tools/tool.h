@@ -120,7 +120,7 @@ int conf_with_key(const char *file, ucm_conf **conf_p);
             "what is sealed with this key as well (or with that of UCM_INTEGRITY_KEY_FILE)"        \
     }
 
-extern const struct verb verb_bench, verb_gc, verb_ls, verb_pin, verb_rm, verb_stat, verb_unpin,
-    verb_verify;
+extern const struct verb verb_bench, verb_doctor, verb_gc, verb_ls, verb_pin, verb_rm, verb_stat,
+    verb_unpin, verb_verify;
 
 #endif

@@ -35,7 +35,7 @@ static const struct verb verb_help = {
 };
 static const struct verb *const verbs[] = {
     &verb_bench, &verb_ls,    &verb_stat, &verb_verify, &verb_rm,
-    &verb_pin,   &verb_unpin, &verb_gc,   &verb_help,
+    &verb_pin,   &verb_unpin, &verb_gc,   &verb_doctor, &verb_help,
 };
 
 static const struct verb *find_verb(const char *name)

@@ -7,7 +7,7 @@
 
 #include "base/base.h"
 
-extern const struct ucm_dev_ops ucmi_dev_host, ucmi_dev_sim;
+extern const struct ucm_dev_ops ucmi_dev_host, ucmi_dev_sim, ucmi_dev_cuda;
 
 /* sim: an event that the test fires; a copy queued after it must not move a byte before. */
 struct ucmi_sim_event;

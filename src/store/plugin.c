@@ -21,23 +21,18 @@ static const struct ucm_tier_ops *const tiers[] = {
 };
 static const struct ucm_dev_ops *const devices[] = {
     &ucmi_dev_host,
+    &ucmi_dev_cuda,
     &ucmi_dev_sim,
 };
 
 const struct ucm_plugin *const ucmi_plugins[] = {
-    &ucmi_connector_options,
-    &ucmi_store_plugin,
-    &ucmi_tier_cache.p,
-    &ucmi_tier_empty.p,
-    &ucmi_tier_fake.p,
-    &ucmi_tier_posix.p,
-    &ucmi_io_psync.p,
-    &ucmi_io_aio.p,
-    &ucmi_io_uring.p,
-    &ucmi_dev_host.p,
-    &ucmi_dev_sim.p,
-    &ucmi_obsolete_options,
-    NULL,
+    &ucmi_connector_options, &ucmi_store_plugin,
+    &ucmi_tier_cache.p,      &ucmi_tier_empty.p,
+    &ucmi_tier_fake.p,       &ucmi_tier_posix.p,
+    &ucmi_io_psync.p,        &ucmi_io_aio.p,
+    &ucmi_io_uring.p,        &ucmi_dev_host.p,
+    &ucmi_dev_cuda.p,        &ucmi_dev_sim.p,
+    &ucmi_obsolete_options,  NULL,
 };
 
 const struct ucm_tier_ops *ucmi_find_tier(const char *name)
@@ -54,6 +49,17 @@ const struct ucm_dev_ops *ucmi_find_dev(const char *name)
         if (!strcasecmp(devices[i]->p.name, name))
             return devices[i];
     return NULL;
+}
+
+void ucm_devices(ucm_device_fn *fn, void *arg)
+{
+    for (size_t i = 0; i < ARRAY_LEN(devices); i++) {
+        const struct ucm_dev_ops *dev = devices[i];
+        char text[256] = "always there";
+        int n = dev->probe ? dev->probe(text, sizeof text) : 1;
+        fn(arg, &(struct ucm_device_info){
+                    .name = dev->p.name, .help = dev->p.help, .count = MAX(n, 0), .text = text});
+    }
 }
 
 int ucm_conf_new(ucm_conf **conf_p)

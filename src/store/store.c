@@ -37,7 +37,8 @@ static const struct ucm_option options[] = {
     {"lookup_timeout_ms", UCM_T_INT, AT(lookup_timeout_ms), "1000", "1", "3600000",
      "the longest a lookup waits to read what other processes have just published"},
     {"device", UCM_T_STR, AT(device), "auto", NULL, NULL,
-     "where the engine's memory is: host, sim (for tests), or auto"},
+     "where the engine's memory is: host, cuda, sim (for tests), or auto: what the engine says, "
+     "else host"},
     {"device_id", UCM_T_INT, AT(device_id), "0", "0", "1023", "which of the node's devices"},
     {NULL},
 };
@@ -110,14 +111,17 @@ static int open_device(ucm_store *s, ucm_conf *conf)
 
     if (!dev)
         return ucmi_conf_fail(conf, -ENODEV,
-                              "device: no device is called \"%s\"; give host or auto", name);
+                              "device: no device is called \"%s\"; give host, auto, or one that "
+                              "`ucm doctor devices` lists",
+                              name);
     int err = ucmi_plugin_new(&dev->p, conf, &s->geo.dev_state);
     if (err < 0)
         return ucmi_conf_fail(conf, err, "device: %s", ucm_strerror(err));
     err = dev->open(s->geo.dev_state, (int)s->options->device_id, why, sizeof why);
     if (err < 0) {
         ucmi_plugin_free(&dev->p, s->geo.dev_state);
-        return ucmi_conf_fail(conf, err, "device: %s: %s", name, *why ? why : ucm_strerror(err));
+        return ucmi_conf_fail(conf, err, "device: %s: %s; see `ucm doctor devices`", name,
+                              *why ? why : ucm_strerror(err));
     }
     s->geo.dev = dev;
     return 0;

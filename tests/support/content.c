@@ -5,7 +5,6 @@
  */
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 
 #include "support.h"
 
@@ -75,7 +74,7 @@ static size_t lay_out(struct ts_mem *m)
     for (unsigned s = 0; s < m->nshards; s++) {
         for (unsigned i = 0; i < sh->nsegs; i++) {
             struct ucm_seg *seg = &m->segs[s * sh->nsegs + i];
-            *seg = (struct ucm_seg){m->base + at, sh->len[i] + sh->pad, sh->len[i]};
+            *seg = (struct ucm_seg){m->bytes.at + at, sh->len[i] + sh->pad, sh->len[i]};
             if (sh->joined) {
                 seg->stride = stride * m->nshards;
                 at += sh->len[i] + sh->pad;
@@ -98,16 +97,15 @@ int ts_mem_new(struct ts_mem *m, ucm_store *store, size_t shard_size, unsigned n
         .shard_size = shard_size,
         .entries = entries,
         .nblocks = (uint32_t)entries * shape->blocks_per_key,
+        .device = ts_device(shape->device ? shape->device : "host"),
         .segs = calloc((size_t)nshards * shape->nsegs, sizeof *m->segs),
     };
     if (!m->segs)
         ts_die("no memory");
     m->size = lay_out(m); /* a first time, to learn the size */
-    m->base = mmap(NULL, m->size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (m->base == MAP_FAILED)
-        ts_die("no memory for %zu bytes", m->size);
+    m->bytes = ts_bytes_new(m->device, m->size);
     lay_out(m);
-    memset(m->base, GUARD, m->size);
+    ts_mem_wipe(m);
     struct ucm_map_desc d = {m->segs, nshards, shape->nsegs, shape->blocks_per_key, m->nblocks};
     int err = ucm_map_new(store, &d, &m->map);
     if (err)
@@ -118,8 +116,8 @@ int ts_mem_new(struct ts_mem *m, ucm_store *store, size_t shard_size, unsigned n
 void ts_mem_free(struct ts_mem *m)
 {
     ucm_map_free(m->map);
-    if (m->base)
-        munmap(m->base, m->size);
+    if (m->device)
+        ts_bytes_free(m->device, &m->bytes);
     free(m->segs);
     *m = (struct ts_mem){0};
 }
@@ -130,6 +128,12 @@ void ts_mem_blocks(const struct ts_mem *m, size_t entry, uint32_t *blocks)
     unsigned per_key = m->shape.blocks_per_key;
     for (unsigned b = 0; b < per_key; b++)
         blocks[b] = m->nblocks - 1 - (uint32_t)(entry * per_key + b);
+}
+
+/* Where the test reaches what the map says. */
+static uint8_t *reach(const struct ts_mem *m, const struct ucm_seg *seg, uint32_t block)
+{
+    return m->bytes.view + ((uint8_t *)seg->base - m->bytes.at) + block * seg->stride;
 }
 
 /* Fills (right == NULL) or checks the shards of an entry.  The bytes of a stored shard, as ucm.h
@@ -146,7 +150,7 @@ static void visit(const struct ts_mem *m, size_t entry, const ucm_key *key, unsi
         for (unsigned i = 0; i < sh->nsegs; i++) {
             const struct ucm_seg *seg = &m->segs[s * sh->nsegs + i];
             for (unsigned b = 0; b < sh->blocks_per_key; b++) {
-                uint8_t *p = (uint8_t *)seg->base + blocks[b] * seg->stride;
+                uint8_t *p = reach(m, seg, blocks[b]);
                 if (!right)
                     ts_fill(key, s, off, p, seg->len);
                 else if (ts_check(key, s, off, p, seg->len) != seg->len)
@@ -172,7 +176,7 @@ bool ts_mem_right(const struct ts_mem *m, size_t entry, const ucm_key *key, unsi
 
 void ts_mem_wipe(struct ts_mem *m)
 {
-    memset(m->base, GUARD, m->size);
+    memset(m->bytes.view, GUARD, m->size);
 }
 
 bool ts_mem_guards_ok(const struct ts_mem *m)
@@ -182,7 +186,7 @@ bool ts_mem_guards_ok(const struct ts_mem *m)
     for (unsigned s = 0; s < m->nshards * sh->nsegs; s++) {
         const struct ucm_seg *seg = &m->segs[s];
         for (uint32_t b = 0; b < m->nblocks; b++) {
-            const uint8_t *p = (const uint8_t *)seg->base + b * seg->stride + seg->len;
+            const uint8_t *p = reach(m, seg, b) + seg->len;
             for (size_t i = 0; i < sh->pad; i++)
                 if (p[i] != GUARD)
                     return false;

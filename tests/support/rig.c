@@ -273,6 +273,17 @@ static int set_all(ucm_conf *conf, const struct ts_opts *o)
     return err;
 }
 
+static const char *device_of(const struct ts_opts *o)
+{
+    const char *at = find_opt(o, "device");
+    for (size_t i = 0; at && i < ts_ndevices; i++) {
+        size_t len = strlen(ts_devices[i].name);
+        if (!strncmp(at + 7, ts_devices[i].name, len) && at[7 + len] == '\n')
+            return ts_devices[i].name;
+    }
+    return NULL;
+}
+
 static struct ts_shape shape_of(const struct ts_opts *o, size_t shard_size)
 {
     struct ts_shape sh = ts_plain(shard_size);
@@ -282,6 +293,7 @@ static struct ts_shape shape_of(const struct ts_opts *o, size_t shard_size)
     sh.pad = (size_t)ts_opt_get(o, "@pad", 64);
     sh.skew = (size_t)ts_opt_get(o, "@skew", 0);
     sh.joined = ts_opt_get(o, "@joined", 0);
+    sh.device = device_of(o);
     size_t left = shard_size / sh.blocks_per_key;
     for (unsigned i = 0; i < sh.nsegs; i++) { /* the last takes what is left over */
         sh.len[i] = i + 1 < sh.nsegs ? left / 3 : left;

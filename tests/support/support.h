@@ -17,6 +17,7 @@
 #include <stdint.h>
 #include <sys/types.h>
 
+#include "device.h"
 #include "ucm.h"
 
 #define TS_LEN(a)       (sizeof(a) / sizeof((a)[0]))
@@ -76,6 +77,7 @@ struct ts_shape {
     size_t pad;              /* guard bytes after each segment of each engine block */
     size_t skew;             /* off alignment by so much */
     bool joined;             /* a whole engine block is one run of memory */
+    const char *device;      /* whose memory it is; NULL: the host's */
 };
 struct ts_mem {
     ucm_store *store;
@@ -84,7 +86,8 @@ struct ts_mem {
     unsigned nshards;
     size_t shard_size, entries, size;
     uint32_t nblocks;
-    uint8_t *base;
+    const struct ts_device *device;
+    struct ts_bytes bytes;
     struct ucm_seg *segs;
 };
 /* Room for `entries` keys.  0 or what ucm_map_new said. */

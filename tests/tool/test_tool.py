@@ -49,7 +49,7 @@ class Words(Tool):
         self.ends(ucm(), CANNOT, err="verify")
 
     def test_help_lists_every_verb(self):
-        for verb in ("bench", "ls", "stat", "verify", "rm", "pin", "unpin", "gc", "help"):
+        for verb in ("bench", "ls", "stat", "verify", "rm", "pin", "unpin", "gc", "doctor", "help"):
             self.ends(ucm("help"), GOOD, out=f"\n  {verb} ")
             self.ends(ucm("help", verb), GOOD, out=f"usage: ucm {verb}")
 
@@ -59,6 +59,13 @@ class Words(Tool):
 
     def test_version(self):
         self.ends(ucm("--version"), GOOD, out="ucm 0.")
+
+    def test_doctor_says_why_a_device_is_not_there(self):
+        self.ends(ucm("doctor", "devices"), GOOD, out="always there")
+        devices = {d["device"]: d for d in json.loads(ucm("doctor", "devices", "--json").stdout)["devices"]}
+        self.assertEqual(devices["host"]["count"], 1)
+        self.assertIn("libcuda.so.1", devices["cuda"]["by"])
+        self.ends(ucm("doctor", "teeth"), CANNOT, err="ucm doctor devices")
 
     def test_unknown_verb_names_the_nearest(self):
         self.ends(ucm("verfy", "."), CANNOT, err="did you mean `ucm verify`?")

@@ -1,0 +1,384 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * vendor.c - a device of a vendor: finding its library, the thread's context, errors, and being
+ * told when copies have ended.
+ *
+ * A stream has a thread that sleeps in the vendor's library until the next event of ours has come:
+ * nothing polls, and unlike a callback on the stream it hears of everything, also that the device
+ * has failed.  The stream's lock guards the list of what is awaited; it is a leaf.
+ *
+ * A context belongs to a thread.  Who opens a device, registers memory or makes a stream is the
+ * engine's thread, and finds its own context again; streams are used by threads of ucm, which keep
+ * the device's.
+ *
+ * A library stays loaded: what it has started ends with the process.
+ */
+#include "dev/vendor.h"
+
+#include <dlfcn.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+enum { MAX_WAITS = 1 << 16 }; /* on a stream */
+
+struct wait {
+    struct wait *next;
+    void *event;
+    void (*fn)(void *arg, int err);
+    void *arg;
+};
+struct stream {
+    struct ucmi_gpu *g;
+    void *handle;
+    pthread_t thread;
+    pthread_mutex_t lock; /* guards the rest */
+    pthread_cond_t more;
+    struct wait *head, **tail, *spare;
+    unsigned nwaits;
+    bool stop;
+};
+
+/* ---- errors ---- */
+
+static const char *text_of(struct ucmi_gpu *g, int code)
+{
+    const char *text = g->vendor->text ? g->vendor->text(g, code) : NULL;
+    return text ? text : "unknown error";
+}
+
+static int errno_of(const struct ucmi_gpu *g, int code)
+{
+    for (const struct ucmi_code *c = g->vendor->codes; code && c->err; c++)
+        if (c->code == code)
+            return c->err;
+    return code ? -EIO : 0;
+}
+
+/* Of all that may go wrong when the device fails one line says what. */
+static int result(struct ucmi_gpu *g, int code, const char *doing)
+{
+    static struct ucmi_log_gate gate;
+    if (code)
+        ucmi_log_gated(&gate, 10, UCM_WARN, g->vendor->name, "%s: error %d, %s", doing, code,
+                       text_of(g, code));
+    return errno_of(g, code);
+}
+
+/* ---- the library ---- */
+
+static int bind(struct ucmi_gpu *g, const char *file, char *why, size_t why_len)
+{
+    const struct ucmi_vendor *v = g->vendor;
+    char name[96];
+    for (const struct ucmi_symbol *s = v->symbols; s->name; s++) {
+        snprintf(name, sizeof name, "%s%s", v->prefix, s->name);
+        void *fn = dlsym(g->library, name);
+        if (!fn && !s->optional)
+            return ucmi_fail(why, why_len, -ENODEV,
+                             "%s has no %s: it is too old, or not what its "
+                             "name says",
+                             file, name);
+        memcpy((char *)g + s->at, &fn, sizeof fn);
+    }
+    return 0;
+}
+
+/* Finds the library and its devices; *file_p: what it is called. */
+static int find(struct ucmi_gpu *g, const char **file_p, int *n_p, char *why, size_t why_len)
+{
+    const struct ucmi_vendor *v = g->vendor;
+    for (const char *const *file = v->libraries; *file && !g->library; file++) {
+        *file_p = *file;
+        g->library = dlopen(*file, RTLD_NOW | RTLD_LOCAL);
+    }
+    if (!g->library)
+        return ucmi_fail(why, why_len, -ENODEV, "%s", dlerror());
+    int err = bind(g, *file_p, why, why_len);
+    if (err)
+        return err;
+    int code = v->count(g, n_p);
+    if (code)
+        return ucmi_fail(why, why_len, -ENODEV, "%s: error %d, %s", *file_p, code,
+                         text_of(g, code));
+    if (*n_p < 1)
+        return ucmi_fail(why, why_len, -ENODEV, "%s finds no device", *file_p);
+    return 0;
+}
+
+int ucmi_gpu_probe(const struct ucmi_vendor *v, char *text, size_t len)
+{
+    struct ucmi_gpu *g = calloc(1, v->size);
+    char more[128] = "";
+    const char *file;
+    int n = 0;
+    if (!g)
+        return -ENOMEM;
+    g->vendor = v;
+    int err = find(g, &file, &n, text, len);
+    if (!err) {
+        if (v->describe)
+            v->describe(g, more, sizeof more);
+        snprintf(text, len, "%s%s%s", file, *more ? ", " : "", more);
+    }
+    free(g);
+    return err ? err : n;
+}
+
+/* ---- contexts ---- */
+
+/* From here to leave the thread has the device's context. */
+static int enter(struct ucmi_gpu *g, void **was)
+{
+    int code = g->vendor->current(g, was);
+    if (!code && *was == g->context)
+        return 0;
+    if (code)
+        *was = g->context; /* which it had, if any, is not to be known */
+    return g->vendor->use(g, g->context);
+}
+
+static void leave(struct ucmi_gpu *g, void *was)
+{
+    if (was != g->context)
+        g->vendor->use(g, was);
+}
+
+/* In a thread of ours: it stays so. */
+static int enter_and_stay(struct ucmi_gpu *g)
+{
+    void *was;
+    return enter(g, &was);
+}
+
+int ucmi_gpu_open(struct ucmi_gpu *g, const struct ucmi_vendor *v, int ordinal, char *why,
+                  size_t why_len)
+{
+    const char *file;
+    int n = 0;
+    g->vendor = v;
+    g->ordinal = ordinal;
+    int err = find(g, &file, &n, why, why_len);
+    if (err)
+        return err;
+    if (ordinal >= n)
+        return ucmi_fail(why, why_len, -ENODEV, "device_id: %d; %s finds %d, counted from 0",
+                         ordinal, file, n);
+    int code = v->acquire(g);
+    if (code)
+        return ucmi_fail(why, why_len, errno_of(g, code), "%s: device %d: error %d, %s", file,
+                         ordinal, code, text_of(g, code));
+    return 0;
+}
+
+void ucmi_gpu_close(void *d)
+{
+    struct ucmi_gpu *g = d;
+    g->vendor->release(g);
+}
+
+/* ---- registered memory ---- */
+
+int ucmi_gpu_pin(void *d, void *p, size_t len)
+{
+    struct ucmi_gpu *g = d;
+    void *was;
+    int code = enter(g, &was);
+    if (!code) {
+        code = g->vendor->pin(g, p, len);
+        leave(g, was);
+    }
+    return result(g, code, "registering host memory");
+}
+
+void ucmi_gpu_unpin(void *d, void *p, size_t len)
+{
+    struct ucmi_gpu *g = d;
+    void *was;
+    enter(g, &was);
+    int code = g->call.unpin(p);
+    leave(g, was);
+    result(g, code, "giving registered host memory back");
+}
+
+/* ---- what has ended ---- */
+
+static void put_back(struct stream *s, struct wait *w)
+{
+    pthread_mutex_lock(&s->lock);
+    s->nwaits--;
+    if (w) {
+        w->next = s->spare;
+        s->spare = w;
+    }
+    pthread_mutex_unlock(&s->lock);
+}
+
+/* Nothing of the stream moves any more when this returns: its work is done, or the device says more
+ * than once that it has failed, and does nothing. */
+static int drain(struct stream *s)
+{
+    int code = s->g->call.stream_sync(s->handle);
+    return code ? s->g->call.stream_sync(s->handle) : 0;
+}
+
+static int await(struct stream *s, void *event)
+{
+    int code = s->g->call.event_sync(event);
+    if (code)
+        drain(s);
+    return code;
+}
+
+static void *watch(void *arg)
+{
+    struct stream *s = arg;
+    int lost = enter_and_stay(s->g);
+    pthread_mutex_lock(&s->lock);
+    for (;;) {
+        while (!s->head && !s->stop)
+            pthread_cond_wait(&s->more, &s->lock);
+        struct wait *w = s->head;
+        if (!w)
+            break;
+        s->head = w->next;
+        if (!s->head)
+            s->tail = &s->head;
+        pthread_mutex_unlock(&s->lock);
+        if (lost)
+            lost = enter_and_stay(s->g);
+        w->fn(w->arg, result(s->g, await(s, w->event), "waiting for copies"));
+        put_back(s, w);
+        pthread_mutex_lock(&s->lock);
+    }
+    pthread_mutex_unlock(&s->lock);
+    return NULL;
+}
+
+/* One that has been used before, or a new one; the number says why there is none. */
+static int get_wait(struct stream *s, struct wait **wait_p)
+{
+    pthread_mutex_lock(&s->lock);
+    bool full = s->nwaits == MAX_WAITS;
+    struct wait *w = full ? NULL : s->spare;
+    if (w)
+        s->spare = w->next;
+    s->nwaits += !full;
+    pthread_mutex_unlock(&s->lock);
+    if (full)
+        return -EAGAIN;
+    int err = w || (w = calloc(1, sizeof *w)) ? 0 : -ENOMEM;
+    if (!err && !w->event)
+        err = result(s->g, s->g->call.event_new(&w->event, s->g->vendor->event_flags),
+                     "making an event");
+    *wait_p = w;
+    return err;
+}
+
+int ucmi_gpu_then(void *d, void *stream, void (*fn)(void *arg, int err), void *arg)
+{
+    struct ucmi_gpu *g = d;
+    struct stream *s = stream;
+    struct wait *w = NULL;
+    int err = result(g, enter_and_stay(g), "setting the context");
+    if (err)
+        return err;
+    err = get_wait(s, &w);
+    if (err == -EAGAIN)
+        return err;
+    if (!err)
+        err = result(g, g->call.event_record(w->event, s->handle), "recording an event");
+    if (err) {
+        put_back(s, w);
+        return err;
+    }
+    w->next = NULL;
+    w->fn = fn;
+    w->arg = arg;
+    pthread_mutex_lock(&s->lock);
+    *s->tail = w;
+    s->tail = &w->next;
+    pthread_cond_signal(&s->more);
+    pthread_mutex_unlock(&s->lock);
+    return 0;
+}
+
+/* ---- streams ---- */
+
+static void end_stream(struct stream *s)
+{
+    struct ucmi_gpu *g = s->g;
+    for (struct wait *w = s->spare, *next; w; w = next) {
+        next = w->next;
+        if (w->event)
+            g->call.event_free(w->event);
+        free(w);
+    }
+    if (s->handle)
+        g->call.stream_free(s->handle);
+    pthread_cond_destroy(&s->more);
+    pthread_mutex_destroy(&s->lock);
+    free(s);
+}
+
+int ucmi_gpu_stream_new(void *d, void **stream_p)
+{
+    struct ucmi_gpu *g = d;
+    struct stream *s = calloc(1, sizeof *s);
+    void *was;
+    if (!s)
+        return -ENOMEM;
+    s->g = g;
+    s->tail = &s->head;
+    pthread_mutex_init(&s->lock, NULL);
+    ucmi_cond_init(&s->more);
+    int err = result(g, enter(g, &was), "setting the context");
+    if (err) {
+        end_stream(s);
+        return err;
+    }
+    err = result(g, g->vendor->stream_new(g, &s->handle), "making a stream");
+    if (!err)
+        err = ucmi_thread_start(&s->thread, "ucm-watch", watch, s);
+    if (err)
+        end_stream(s);
+    else
+        *stream_p = s;
+    leave(g, was);
+    return err;
+}
+
+void ucmi_gpu_stream_free(void *d, void *stream)
+{
+    struct ucmi_gpu *g = d;
+    struct stream *s = stream;
+    void *was = g->context;
+    if (!s)
+        return;
+    pthread_mutex_lock(&s->lock);
+    s->stop = true;
+    pthread_cond_signal(&s->more);
+    pthread_mutex_unlock(&s->lock);
+    pthread_join(s->thread, NULL);
+    enter(g, &was);
+    result(g, drain(s), "waiting for a stream");
+    end_stream(s);
+    leave(g, was);
+}
+
+int ucmi_gpu_copy(void *d, void *stream, int to_host, const struct ucm_copy *v, size_t n)
+{
+    struct ucmi_gpu *g = d;
+    int code = n ? enter_and_stay(g) : 0;
+    if (n && !code)
+        code = g->vendor->copy(g, ((struct stream *)stream)->handle, to_host, v, n);
+    return result(g, code, to_host ? "copying to the host" : "copying to the device");
+}
+
+int ucmi_gpu_after(void *d, void *stream, void *event)
+{
+    struct ucmi_gpu *g = d;
+    int code = enter_and_stay(g);
+    if (!code)
+        code = g->vendor->wait(g, ((struct stream *)stream)->handle, event);
+    return result(g, code, "waiting for the engine's event");
+}

@@ -1,0 +1,103 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "device.h"
+
+#include <dlfcn.h>
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#include "dev/dev.h"
+#include "support.h"
+
+/* A vendor's device is the second one, so that who forgets to say which finds another. */
+const struct ts_device ts_devices[] = {
+    {"host", NULL, 0, false},
+    {"sim", NULL, 0, true},
+    {"cuda", "libcuda.so.1", 1, true},
+};
+const size_t ts_ndevices = TS_LEN(ts_devices);
+
+static struct fake fakes[TS_LEN(ts_devices)];
+static pthread_once_t once = PTHREAD_ONCE_INIT;
+
+static void bind_all(void)
+{
+    for (size_t i = 0; i < ts_ndevices; i++) {
+        const char *file = ts_devices[i].library;
+        void *library = file ? dlopen(file, RTLD_NOW | RTLD_LOCAL) : NULL;
+        if (file && !library)
+            ts_die("%s", dlerror());
+#define X(type, name, args)                                                                        \
+    if (file && !(fakes[i].name = (type(*) args)dlsym(library, #name)))                            \
+        ts_die("%s is no fake: %s", file, dlerror());
+        FAKE_CALLS(X)
+#undef X
+    }
+}
+
+const struct ts_device *ts_device(const char *name)
+{
+    for (size_t i = 0; i < ts_ndevices; i++)
+        if (!strcmp(ts_devices[i].name, name))
+            return &ts_devices[i];
+    ts_die("no device is called %s", name);
+}
+
+const struct fake *ts_fake(const struct ts_device *d)
+{
+    if (!d->library)
+        return NULL;
+    pthread_once(&once, bind_all);
+    return &fakes[d - ts_devices];
+}
+
+struct ts_bytes ts_bytes_new(const struct ts_device *d, size_t len)
+{
+    const struct fake *fake = ts_fake(d);
+    struct ts_bytes b = {.len = len};
+    if (fake) {
+        b.at = fake->fake_malloc(d->id, len);
+        b.view = fake->fake_view(b.at);
+        return b;
+    }
+    b.at = mmap(NULL, len, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (b.at == MAP_FAILED)
+        ts_die("no memory for %zu bytes", len);
+    b.view = b.at;
+    return b;
+}
+
+void ts_bytes_free(const struct ts_device *d, struct ts_bytes *b)
+{
+    const struct fake *fake = ts_fake(d);
+    if (b->at && fake)
+        fake->fake_mfree(b->at);
+    else if (b->at)
+        munmap(b->at, b->len);
+    *b = (struct ts_bytes){0};
+}
+
+void *ts_event_new(const struct ts_device *d)
+{
+    const struct fake *fake = ts_fake(d);
+    return fake ? fake->fake_event() : (void *)ucmi_sim_event_new();
+}
+
+void ts_event_fire(const struct ts_device *d, void *event)
+{
+    const struct fake *fake = ts_fake(d);
+    if (fake)
+        fake->fake_fire(event);
+    else
+        ucmi_sim_event_fire(event);
+}
+
+void ts_event_free(const struct ts_device *d, void *event)
+{
+    const struct fake *fake = ts_fake(d);
+    if (fake)
+        fake->fake_event_end(event);
+    else
+        ucmi_sim_event_free(event);
+}
