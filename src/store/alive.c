@@ -26,6 +26,17 @@ int ucmi_lock_try(int fd)
     return errno == EACCES ? -EAGAIN : -errno;
 }
 
+/* For writing alone: whom an NFS v4 server lets read, it also lends the file (a delegation), and
+ * when that node dies, who opens it next waits until the lease is over. */
+int ucmi_lock_open(struct ucmi_posix *p, int dir, int flags)
+{
+    int fd = ucmi_file_open(p, dir, "lock", O_WRONLY | flags);
+    int err = fd < 0 ? fd : ucmi_lock_try(fd);
+    if (err < 0)
+        ucmi_file_close(p, fd);
+    return err < 0 ? err : fd;
+}
+
 /* ---- others ---- */
 
 /* One kernel, so one table of locks.  Containers on several nodes may well share a host name. */
@@ -49,17 +60,15 @@ int ucmi_lane_dead_for_sure(const struct ucmi_posix *p, const struct ucmi_journa
     return same_kernel(p, h) ? 0 : silent_for(p, fd, SILENT_S);
 }
 
-bool ucmi_lane_is_dead(struct ucmi_posix *p, int dir)
+int ucmi_lane_dead(struct ucmi_posix *p, int dir)
 {
     struct ucmi_journal_header *h = p->read_buf;
     int fd = ucmi_file_open(p, dir, "journal", O_RDONLY);
-    if (fd < 0)
-        return fd == -ENOENT;
-    int err = ucmi_journal_header_read(fd, h);
+    int err = fd < 0 ? fd : ucmi_journal_header_read(fd, h);
     if (!err)
         err = ucmi_lane_dead_for_sure(p, h, fd);
     ucmi_file_close(p, fd);
-    return !err || err == -EBADMSG;
+    return err == -ENOENT || err == -EBADMSG ? 0 : err;
 }
 
 /* A server of NFS v3 keeps the locks of a client that is gone until that client is up again.  So of
@@ -79,11 +88,7 @@ int ucmi_lane_lock_anew(struct ucmi_posix *p, const struct ucmi_lane *lane)
         return -EAGAIN;
     ucmi_log(UCM_INFO, p->object, "lane %s has a lock and no life: it gets a new lock", lane->name);
     ucmi_file_remove(p, lane->dir, "lock", 0);
-    int lock = ucmi_file_open(p, lane->dir, "lock", O_RDWR | O_CREAT | O_EXCL);
-    err = lock < 0 ? lock : ucmi_lock_try(lock);
-    if (err < 0)
-        ucmi_file_close(p, lock);
-    return err < 0 ? err : lock;
+    return ucmi_lock_open(p, lane->dir, O_CREAT | O_EXCL);
 }
 
 /* ---- ourselves ---- */
@@ -144,6 +149,9 @@ uint64_t ucmi_own_beat(struct ucmi_posix *p)
         for (unsigned i = 0; i < p->nown; i++)
             futimens(p->own[i]->journal, NULL); /* where it fails the next append will tell */
         p->beat_ns = now + BEAT_S * UINT64_C(1000000000);
+        if (ucmi_ns_changed(p))
+            ucmi_news_ask(p);
+        return now; /* somebody may want something of us */
     }
     return p->tell_ns ? MIN(p->beat_ns, p->tell_ns) : p->beat_ns;
 }

@@ -9,9 +9,11 @@
  * or by the wrong process does no harm.
  *
  * An owner with nothing to do reads no journals.  So it has an ear: a thread asleep on an inotify
- * of the namespace's directory, which hears when the times of a lane's directory are set.  Where
- * there is none to be had (its number is limited), or the one who asks is on another node, an idle
- * owner does not hear; who asks waits for so long as it cares to, and says so.
+ * of the namespace's directory, which hears when the times of a lane's directory are set, and of
+ * the file that says who wants room.  One on another node of a network file system sees that the
+ * namespace's directory has changed when it next shows that it lives (alive.c).  Where there is no
+ * ear to be had (their number is limited) an idle owner does not hear; who asks waits for so long
+ * as it cares to, and says so.
  */
 #include "store/posix.h"
 
@@ -184,19 +186,24 @@ static void *hear(void *arg)
 {
     struct ucmi_posix *p = arg;
     struct pollfd v[2] = {{.fd = p->ear, .events = POLLIN}, {.fd = p->ear_stop, .events = POLLIN}};
-    char events[4096];
+    _Alignas(struct inotify_event) char events[4096];
 
     for (;;) {
         if (poll(v, ARRAY_LEN(v), -1) < 0 && errno != EINTR)
             return NULL;
         if (v[1].revents)
             return NULL;
-        if (!v[0].revents || read(p->ear, events, sizeof events) <= 0)
-            continue;
-        pthread_mutex_lock(&p->news_lock);
-        p->news_asked++;
-        pthread_mutex_unlock(&p->news_lock);
-        ucmi_pump_wake(p);
+        ssize_t n = v[0].revents ? read(p->ear, events, sizeof events) : 0;
+        bool news = false;
+        for (ssize_t at = 0; at < n;) {
+            const struct inotify_event *e = (const void *)(events + at);
+            news |= (e->mask & IN_MODIFY) == 0; /* else somebody wants room, no more */
+            at += (ssize_t)(sizeof *e + e->len);
+        }
+        if (news)
+            ucmi_news_ask(p);
+        if (n > 0)
+            ucmi_pump_wake(p);
     }
 }
 
@@ -232,6 +239,9 @@ void ucmi_ear_open(struct ucmi_posix *p)
     snprintf(path, sizeof path, "/proc/self/fd/%d", (int)p->ns_fd);
     if (p->ear >= 0)
         inotify_add_watch(p->ear, path, IN_ATTRIB);
+    snprintf(path, sizeof path, "/proc/self/fd/%d/lock", p->root_fd);
+    if (p->ear >= 0 && p->capacity)
+        inotify_add_watch(p->ear, path, IN_MODIFY | IN_DONT_FOLLOW);
 }
 
 void ucmi_ear_close(struct ucmi_posix *p)

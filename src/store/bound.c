@@ -6,9 +6,10 @@
  * made that takes room, so the bound is exact over all processes and namespaces.  A start with a
  * smaller capacity gives up segments until all fits.
  *
- * A process that finds no room, and has less than others, says so in that same file; who has more
- * gives up its coldest segment when it next has something to do.  So room goes from lanes that have
- * to lanes that need, one segment a second and process.
+ * A process that finds no room, and has less than others, says so by that same file's length and
+ * time; who has more gives up its coldest segment.  So room goes from lanes that have to lanes that
+ * need, one segment a second and process.  Who is idle is woken by it (asked.c), or, on another
+ * node, looks when it shows that it lives (alive.c).
  */
 #include "store/posix.h"
 
@@ -22,7 +23,7 @@
 enum {
     LOCK_RETRY_NS = 2000000,
     SHRINK_PAUSE_NS = 50000000,
-    WANT_S = 5,               /* a want is good for so long */
+    WANT_S = 20,              /* a want is good for so long: an idle owner on NFS wakes up in it */
     YIELD_NS = 1000000000,    /* and looked for so often */
     REGROW_NS = 3000000000ll, /* who gave up a segment does not take it back at once */
 };
@@ -100,11 +101,7 @@ int ucmi_bound_used(struct ucmi_posix *p, uint64_t *bytes)
 /* The lock under which room is counted and taken; closing the descriptor gives it back. */
 static int lock_root(struct ucmi_posix *p)
 {
-    int fd = ucmi_file_open(p, p->root_fd, "lock", O_RDWR | O_CREAT);
-    int err = fd < 0 ? fd : ucmi_lock_try(fd);
-    if (err < 0 && fd >= 0)
-        ucmi_file_close(p, fd);
-    return err < 0 ? err : fd;
+    return ucmi_lock_open(p, p->root_fd, O_CREAT);
 }
 
 /* The same for what a dump waits for: it is tried again soon if another process is at it. */
@@ -283,37 +280,38 @@ void ucmi_bound_enforce(struct ucmi_posix *p)
 
 /* ---- room for those who have none ---- */
 
-#define WANT_MAGIC 0x31544e41574d4355u /* "UCMWANT1" */
+/* The length of <backend>/ucm/lock says how much the one who wants has (0: nobody ever did), its
+ * time of change when that was: so nobody need open it to know. */
+enum { WANT_UNIT = 65536 };
 
-struct want { /* in <backend>/ucm/lock */
-    uint64_t magic, who;
-    uint64_t when;  /* seconds since 1970 */
-    uint64_t bytes; /* what the one who wants has */
-    uint64_t sum;   /* of all before it */
-};
+static uint64_t want_time(const struct statx *st)
+{
+    return (uint64_t)st->stx_mtime.tv_sec * 1000000000u + st->stx_mtime.tv_nsec;
+}
 
 void ucmi_bound_want(struct ucmi_posix *p, int lock)
 {
-    struct want w = {
-        .magic = WANT_MAGIC, .who = p->who, .when = (uint64_t)time(NULL), .bytes = p->own_bytes};
-    w.sum = ucmi_hash64(&w, offsetof(struct want, sum), 0);
-    ucmi_pump_write(p, lock, &w, sizeof w, 0); /* or nobody hears of it */
+    struct statx st;
+    if (ftruncate(lock, (off_t)(p->own_bytes / WANT_UNIT + 1)) == 0 &&
+        statx(lock, "", AT_EMPTY_PATH, STATX_MTIME, &st) == 0)
+        p->want_ns = want_time(&st); /* our own */
 }
 
 /* Somebody wants room, not long ago, and would have no more than we when it has a segment of ours.
- */
+ * Each time is answered once: who still wants says so again. */
 static bool wanted(struct ucmi_posix *p, uint64_t segment)
 {
-    struct want w = {0};
-    int fd = ucmi_file_open(p, p->root_fd, "lock", O_RDONLY | O_NOFOLLOW);
-    ssize_t n = fd < 0 ? 0 : pread(fd, &w, sizeof w, 0);
-    ucmi_file_close(p, fd);
-    if (n != sizeof w || w.magic != WANT_MAGIC ||
-        w.sum != ucmi_hash64(&w, offsetof(struct want, sum), 0))
+    const int flags = AT_SYMLINK_NOFOLLOW | (p->network ? AT_STATX_FORCE_SYNC : 0);
+    struct statx st;
+    if (statx(p->root_fd, "lock", flags, STATX_MTIME | STATX_SIZE, &st) < 0 || !st.stx_size ||
+        want_time(&st) == p->want_ns)
         return false;
-    int64_t age = (int64_t)time(NULL) - (int64_t)w.when;
-    return w.who != p->who && age >= -WANT_S && age <= WANT_S &&
-           w.bytes + 2 * segment <= p->own_bytes;
+    int64_t age = (int64_t)time(NULL) - st.stx_mtime.tv_sec;
+    uint64_t has = (st.stx_size - 1) * WANT_UNIT;
+    if (age < -WANT_S || age > WANT_S || has + 2 * segment > p->own_bytes)
+        return false;
+    p->want_ns = want_time(&st);
+    return true;
 }
 
 void ucmi_bound_yield(struct ucmi_posix *p)

@@ -558,7 +558,7 @@ bool ucmi_lane_name_ok(const char *name)
 }
 
 /* Lanes come by mkdir and go by rmdir, so an unchanged directory has no news. */
-static bool ns_changed(const struct ucmi_posix *p)
+bool ucmi_ns_changed(const struct ucmi_posix *p)
 {
     uint64_t stamp = stamp_of(p, p->ns_fd, YOUNG_DIR_NS);
     return !stamp || stamp != atomic_load_explicit(&p->ns_stamp, memory_order_relaxed);
@@ -566,7 +566,7 @@ static bool ns_changed(const struct ucmi_posix *p)
 
 bool ucmi_news_possible(const struct ucmi_posix *p)
 {
-    if (!p->quiet || ns_changed(p))
+    if (!p->quiet || ucmi_ns_changed(p))
         return true;
     for (unsigned i = 0; i < p->nwatches; i++)
         if (stamp_of(p, p->watches[i].fd, 0) != p->watches[i].stamp)
@@ -666,7 +666,7 @@ bool ucmi_lanes_renew(struct ucmi_posix *p, uint64_t since_ns)
 void ucmi_lanes_refresh(struct ucmi_posix *p)
 {
     p->news_ns = ucmi_now_ns();
-    if ((p->ns_fd < 0 || ns_changed(p)) && !scan(p))
+    if ((p->ns_fd < 0 || ucmi_ns_changed(p)) && !scan(p))
         return;
     for (unsigned i = 1; i <= p->nlanes; i++) {
         struct ucmi_lane *lane = p->lanes[i];

@@ -356,7 +356,7 @@ static void unlink_ours(void *arg, int dir, const char *name)
 static int remove_unreadable(struct ucmi_manager *m, struct ucmi_space *sp, struct ucmi_seen *sn)
 {
     int lock =
-        openat(sn->dir, "lock", O_RDWR | O_CREAT | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC, 0666);
+        openat(sn->dir, "lock", O_WRONLY | O_CREAT | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC, 0666);
     int err = lock < 0 ? -errno : ucmi_lock_try(lock);
     if (!err && ucmi_seen_read(m, sp, sn) == -EBADMSG) { /* still, now that nobody writes it */
         ucmi_each_name(sn->dir, ".", unlink_ours, NULL);

@@ -109,6 +109,7 @@ static int send_batch(struct ucmi_manager *m, struct ucmi_space *sp, const struc
         return err;
     ucmi_commit_tidy(sp->p, sp->mine, false);
     futimens(sp->mine->dir, NULL); /* the ears hear this */
+    futimens(sp->p->ns_fd, NULL);  /* and on other nodes this is seen */
     return sp->mine->own->lost ? -EIO : 0;
 }
 

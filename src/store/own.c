@@ -438,20 +438,18 @@ int ucmi_own_take(struct ucmi_posix *p, struct ucmi_lane *lane)
     struct stat st;
     if (p->nown == ARRAY_LEN(p->own))
         return -EAGAIN;
-    int lock = ucmi_file_open(p, lane->dir, "lock", O_RDWR | O_CREAT);
+    /* First: on NFS even to open the lock of one who lives, or has just died, takes its time. */
+    int err = p->network ? ucmi_lane_dead(p, lane->dir) : 0;
+    if (err < 0)
+        return err;
+    int lock = ucmi_lock_open(p, lane->dir, O_CREAT);
+    if (lock == -EAGAIN)
+        lock = ucmi_lane_lock_anew(p, lane);
     if (lock < 0)
         return lock;
-    int err = ucmi_lock_try(lock);
-    if (err == -EAGAIN) {
+    if (ucmi_file_stat(p, lock, &st) < 0 || st.st_nlink == 0) { /* it was removed while we came */
         ucmi_file_close(p, lock);
-        lock = ucmi_lane_lock_anew(p, lane);
-        err = MIN(lock, 0);
-    }
-    if (!err && (ucmi_file_stat(p, lock, &st) < 0 || st.st_nlink == 0))
-        err = -ENOENT; /* it was removed while we came */
-    if (err < 0) {
-        ucmi_file_close(p, lock);
-        return err;
+        return -ENOENT;
     }
     err = own_new(p, lane, lock);
     if (err < 0) {
@@ -529,7 +527,7 @@ static int create_locked(struct ucmi_posix *p, struct ucmi_lane **lane_p)
             return err;
         struct ucmi_lane *lane = ucmi_lane_add(p, name);
         err = lane ? ucmi_own_take(p, lane) : -ENOMEM;
-        if (err == -EAGAIN)
+        if (err == -EAGAIN || err == -EBUSY)
             continue; /* somebody in search of a lane was quicker */
         if (!err)
             err = ucmi_dir_sync(p, lane->dir);

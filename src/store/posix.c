@@ -258,7 +258,6 @@ static int make(struct ucm_tier *t, const struct ucmi_posix_options *o, const ch
     p->seed = ucmi_hash64(path, strlen(path), 0);
     p->ns_fd = p->root_fd = -1;
     p->let_go_ns = UINT64_MAX;
-    p->who = ucmi_random_word();
     p->ear = p->ear_ns = -1;
     snprintf(p->object, sizeof p->object, "Posix %s", path);
     ucmi_hex(t->geo->ns, sizeof t->geo->ns, p->ns_name);

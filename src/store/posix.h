@@ -208,7 +208,7 @@ struct ucmi_posix {
     unsigned failures;  /* dumps in a row */
     bool fits;          /* all there is has been seen to fit the bound */
     uint64_t let_go_ns; /* when segments of others are closed; UINT64_MAX: none is open */
-    uint64_t who;       /* this backend in this process, a random number */
+    uint64_t want_ns;   /* the last want for room that was ours, or was answered */
     uint64_t yield_ns;  /* when it is seen whether others want room */
     uint64_t shrink_ns; /* when it is looked at again */
     uint64_t beat_ns;   /* when other nodes are told that we live */
@@ -269,6 +269,8 @@ void ucmi_pump_stop(struct ucmi_posix *p);
  * that comes back, if ever, and then calls ucmi_posix_free. */
 bool ucmi_pump_join(struct ucmi_posix *p);
 void ucmi_pump_wake(struct ucmi_posix *p);
+/* The pump reads all journals when it next runs. */
+void ucmi_news_ask(struct ucmi_posix *p);
 void ucmi_pump_send(struct ucmi_posix *p, struct ucmi_sent *s);
 /* Writes and waits; other completions are kept for later.  0 or -errno. */
 int ucmi_pump_write(struct ucmi_posix *p, int fd, const void *buf, size_t len, off_t off);
@@ -390,6 +392,7 @@ void ucmi_lane_unindex(struct ucmi_posix *p, const struct ucmi_lane *lane);
 bool ucmi_lane_name_ok(const char *name);
 /* May another process have published what the index does not know?  Any thread, lock held. */
 bool ucmi_news_possible(const struct ucmi_posix *p);
+bool ucmi_ns_changed(const struct ucmi_posix *p);
 void ucmi_lane_close_journal(struct ucmi_posix *p, struct ucmi_lane *lane);
 /* Takes out the entry of that block, unless another has come in its place since. */
 void ucmi_posix_unindex(struct ucmi_posix *p, const struct ucmi_entry *e);
@@ -459,10 +462,12 @@ int ucmi_each_entry(struct ucmi_posix *p, int at, const char *path, ucmi_entry_f
 
 /* ---- alive.c ---- */
 
-/* Whether nobody can be writing the lane in this directory, whose lock is ours: reads the journal's
- * header into p->read_buf. */
-bool ucmi_lane_is_dead(struct ucmi_posix *p, int dir);
+/* 0: who has the lock of the lane in this directory is alone in it, as far as the journal tells;
+ * -EBUSY: it does not.  Reads the journal's header into p->read_buf. */
+int ucmi_lane_dead(struct ucmi_posix *p, int dir);
 int ucmi_lock_try(int fd);
+/* The file `lock` in the directory, locked; -EAGAIN: by somebody else. */
+int ucmi_lock_open(struct ucmi_posix *p, int dir, int flags);
 /* The same of a header that was read from fd.  0, -EBUSY. */
 int ucmi_lane_dead_for_sure(const struct ucmi_posix *p, const struct ucmi_journal_header *h,
                             int fd);

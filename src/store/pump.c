@@ -472,6 +472,13 @@ void ucmi_pump_wake(struct ucmi_posix *p)
         p->io.ops->wake(p->io.state);
 }
 
+void ucmi_news_ask(struct ucmi_posix *p)
+{
+    pthread_mutex_lock(&p->news_lock);
+    p->news_asked++;
+    pthread_mutex_unlock(&p->news_lock);
+}
+
 static void answer_news(struct ucmi_posix *p)
 {
     pthread_mutex_lock(&p->news_lock);

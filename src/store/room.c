@@ -155,18 +155,16 @@ static void consider_lane(void *arg, int ns, const char *name, const struct stat
         return;
     d.ns = fcntl(ns, F_DUPFD_CLOEXEC, 0);
     d.dir = ucmi_file_open(d.p, ns, name, O_RDONLY | O_DIRECTORY);
-    if (d.dir >= 0)
-        d.lock = ucmi_file_open(d.p, d.dir, "lock", O_RDWR);
-    if (d.ns >= 0 && d.lock >= 0 && ucmi_lock_try(d.lock) == 0) {
-        if (fstatat(d.dir, "journal", &journal, AT_SYMLINK_NOFOLLOW) == 0)
-            d.used = journal.st_mtim.tv_sec;
-        bool dead = (d.pinned_too || !ucmi_lane_pinned(d.dir)) && ucmi_lane_is_dead(d.p, d.dir);
-        if (dead && (best->lock < 0 || d.used < best->used)) {
-            memcpy(d.name, name, strlen(name) + 1);
-            dead_close(best);
-            *best = d;
-            return;
-        }
+    if (d.dir >= 0 && d.ns >= 0 && (d.pinned_too || !ucmi_lane_pinned(d.dir)) &&
+        ucmi_lane_dead(d.p, d.dir) == 0)
+        d.lock = ucmi_lock_open(d.p, d.dir, 0);
+    if (d.lock >= 0 && fstatat(d.dir, "journal", &journal, AT_SYMLINK_NOFOLLOW) == 0)
+        d.used = journal.st_mtim.tv_sec;
+    if (d.lock >= 0 && (best->lock < 0 || d.used < best->used)) {
+        memcpy(d.name, name, strlen(name) + 1);
+        dead_close(best);
+        *best = d;
+        return;
     }
     dead_close(&d);
 }

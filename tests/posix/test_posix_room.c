@@ -230,37 +230,46 @@ static void dead_lanes_of_other_ranks_make_room(void **state)
     ucm_store_close(store);
 }
 
-/* A process that has it all, and is not idle, gives room to one that has none, also of another
- * namespace; all the while the bound holds. */
-static void room_goes_to_who_has_none(void **state)
+/* A process that has it all gives room to one that has none, also of another namespace; all the
+ * while the bound holds. */
+static void gives_room(const char *dir, bool idle)
 {
     const double bound = 0.02;
     const char *options = "posix_capacity_gb=0.02 posix_segment_mb=1";
     struct memory m, n;
-    ucm_store *has = open_store(*state, &shape, options);
+    ucm_store *has = open_store(dir, &shape, options);
     memory_new(&m, has, &shape, 100);
     for (uint64_t i = 0; i < 20; i++)
         dump_all(has, &m, 100 * i);
     assert_true(metric(has, "disk_evicted_total") > 0);
     uint64_t next = 2000;
     ucm_store *needs =
-        open_store(*state, &shape, "posix_capacity_gb=0.02 posix_segment_mb=1 namespace=other");
+        open_store(dir, &shape, "posix_capacity_gb=0.02 posix_segment_mb=1 namespace=other");
     memory_new(&n, needs, &shape, 10);
     while (metric(needs, "disk_blocks") < 10) { /* at most some seconds */
         struct outcome out = move(needs, &n, true, 5000, 0, 0);
         free(out.status);
-        for (size_t i = 0; i < m.n; i++) /* it is at work, and evicts */
+        for (size_t i = 0; !idle && i < m.n; i++) /* it is at work, and evicts */
             paint(&m, i, next + i);
-        out = move(has, &m, true, next, 0, 0);
+        out = idle ? (struct outcome){0} : move(has, &m, true, next, 0, 0);
         free(out.status);
-        next += m.n;
-        assert_true((double)disk_usage(*state) <= bound * GIB);
+        next += idle ? 0 : m.n;
+        assert_true((double)disk_usage(dir) <= bound * GIB);
     }
     memory_free(&n);
     ucm_store_close(needs);
     assert_true(count_found(has, 0, next) > 0); /* it keeps most */
     memory_free(&m);
     ucm_store_close(has);
+}
+
+static void room_goes_to_who_has_none(void **state)
+{
+    gives_room(*state, false);
+}
+static void who_is_idle_gives_room_too(void **state)
+{
+    gives_room(*state, true);
 }
 
 /* Down and up again: what was given up can be had again at once. */
@@ -317,6 +326,7 @@ int main(int argc, char **argv)
         TEST(a_lane_somebody_lives_in_is_not_taken_for_room),
         TEST(dead_lanes_of_other_ranks_make_room),
         TEST(room_goes_to_who_has_none),
+        TEST(who_is_idle_gives_room_too),
         TEST(a_larger_bound_is_used_at_the_next_start),
         TEST(a_bound_smaller_than_a_segment_is_used),
     };
