@@ -84,9 +84,10 @@ ENGINES ?= 0.27.1 0.30.0
 test-versions: $(VENV)/.engine $(VENV)/.package ## the connector in engines of vLLM 0.27, 0.30 and 0.32; writes docs/versions.md
 	set -e; for v in $(ENGINES); do tools/setup-venv $(VENV) $$v; done
 	$(VENV)/bin/python tests/versions/table.py $(VENV)
-test-nfs: build ## a kernel NFS server and two clients of it, v3 and v4.2, in User-mode Linux: 10 minutes, root
-	tools/setup-apt user-mode-linux kmod e2fsprogs iproute2 nfs-kernel-server nfs-common rpcbind
-	UCM_BUILD=$(BUILD) $(VENV)/bin/pytest -q tests/nfs
+NFS_SERVERS ?= kernel ganesha
+test-nfs: build ## two clients of each of NFS_SERVERS (kernel ganesha), v3 and v4.2, in User-mode Linux: 40 minutes, root
+	tools/setup-apt user-mode-linux kmod e2fsprogs iproute2 nfs-kernel-server nfs-common rpcbind nfs-ganesha nfs-ganesha-vfs
+	failed=; for s in $(NFS_SERVERS); do UCM_BUILD=$(BUILD) UCM_NFS_SERVER=$$s $(VENV)/bin/pytest -q tests/nfs || failed="$$failed $$s"; done; test -z "$$failed"
 
 FUZZ_SECONDS ?= 30
 fuzz: build-fuzz/build.ninja ## each fuzz target for FUZZ_SECONDS (30)

@@ -4,6 +4,7 @@
 import itertools
 import pathlib
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -21,8 +22,8 @@ FIGURES = {}  # what was measured, for the end of the run
 def cluster():
     work = tempfile.mkdtemp(prefix="ucm-nfs-")
     c = Cluster(work)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # then what is below is done, too
     try:
-        c.start()
         yield c
     finally:
         c.stop()
@@ -56,9 +57,13 @@ class Share:
     def lanes(self):
         return self.cluster.server.sure(f"ls -d {self.path}/ucm/*/r*-* 2>/dev/null; true").split()
 
-    def seem_silent(self):
-        """A minute passes for all lanes, as far as their journals tell."""
-        self.cluster.server.sure(f"touch -d '2 minutes ago' {self.path}/ucm/*/r*-*/journal")
+    def do(self, command):
+        """As a third client would: a server need not notice what is done to its disk directly."""
+        self.cluster.clients[1].sure(f"cd {self.at(1, 'nosharecache,noac')} && {command}")
+
+    def seem_silent(self, minutes=2):
+        """So much time passes for all lanes, as far as their journals tell."""
+        self.do(f"touch -d '{minutes} minutes ago' ucm/*/r*-*/journal")
 
     def close(self):
         for a in self.agents:
@@ -67,12 +72,21 @@ class Share:
         self.cluster.server.sure(f"rm -rf {self.path}")
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    item.passed = call.when == "call" and not call.excinfo
+    return (yield)
+
+
 @pytest.fixture(params=["3", "4.2"])
 def share(request, cluster):
     cluster.mend()
+    cluster.clean = False  # until this test has passed, and left nothing behind
     s = Share(cluster, request.param)
     yield s
-    s.close()
+    if request.node.passed:
+        s.close()
+        cluster.clean = True
 
 
 class Timer:

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Computers for tests: User-mode Linux, a server of NFS and two clients of it.
 
-Each is a process of ours with a kernel of its own.  They are wired by socket pairs, so nothing of
-the host's network is used and no rights are needed; the host's files are theirs too (hostfs), so
-they run what is built here.  Lines to be carried out go over a serial line, and the test agents
-(tests/support/agent.c) that run within talk over others.
+Each is a process of ours with a kernel of its own, in a PID namespace of its own, so that nothing
+of it is left when it, or we, are killed.  They are wired by socket pairs, so nothing of the host's
+network is used; the host's files are theirs too (hostfs), so they run what is built here.  Lines to
+be carried out go over a serial line, and the test agents (tests/support/agent.c) that run within
+talk over others.
 """
 
 import base64
@@ -12,10 +13,12 @@ import ctypes
 import os
 import pathlib
 import select
+import shutil
 import signal
 import socket
 import subprocess
 import time
+import typing
 
 HERE = pathlib.Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
@@ -23,8 +26,17 @@ BUILD = pathlib.Path(os.environ.get("UCM_BUILD", ROOT / "build")).resolve()
 LINES = 5  # serial lines a node has: one for commands, the others for agents
 LATE_S = 90  # who has not answered by then hangs
 
-# How the server becomes one; the export is / to v4 and /mnt/exp/share to v3, leases and grace end after 10 s.
-SERVER = os.environ.get("UCM_NFS_SERVER", "kernel")
+
+class Server(typing.NamedTuple):
+    """A kind of server: what it is started with, and what is known of it."""
+
+    start: tuple
+    stop: str  # it answers nothing from now on
+    go_on: str
+    leases: str = ""  # tells what it has lent to its clients, if it ever does
+
+
+# The export is / to v4 and /mnt/exp/share to v3, leases and grace end after 10 s.
 DISK = (
     "mkdir -p /mnt/exp && mount /dev/ubda /mnt/exp",
     "mkdir -p /mnt/exp/share /mnt/exp/.state/{{nfsdcld,v4recovery,sm,sm.bak,ganesha}}",
@@ -38,7 +50,7 @@ EXPORT {{ Export_Id = 1; Path = /mnt/exp/share; Pseudo = /; Protocols = 3, 4; Ac
           Squash = No_Root_Squash; SecType = sys; FSAL {{ Name = VFS; }} }}
 """
 SERVERS = {
-    "kernel": (
+    "kernel": Server(start=(
         "modprobe -d {work}/root lockd nlm_grace_period=10",
         "modprobe -d {work}/root nfsd",
         "mount -t nfsd nfsd /proc/fs/nfsd && mount -t rpc_pipefs rpc /run/rpc_pipefs",
@@ -46,20 +58,19 @@ SERVERS = {
         "rpcbind && nfsdcld -p /run/rpc_pipefs && rpc.statd && rpc.mountd",
         "exportfs -o rw,no_root_squash,fsid=0,insecure,no_subtree_check '*:/mnt/exp/share'",
         "rpc.nfsd 4",
-    ),
-    "ganesha": (
+    ), stop="rpc.nfsd 0", go_on="rpc.nfsd 4", leases="cat /proc/fs/nfsd/clients/*/states"),
+    "ganesha": Server(start=(
         "rpcbind && rpc.statd",
         f"echo '{GANESHA}' >/run/ganesha.conf".replace("\n", " "),
         "ganesha.nfsd -f /run/ganesha.conf -p /run/ganesha.pid -L /run/ganesha.log",
-        "timeout 60 sh -c 'until rpcinfo -t 127.0.0.1 nfs 3; do sleep 0.1; done' || {{ cat /run/ganesha.log; false; }}",
-    ),
+        "timeout 80 sh -c 'until grep -q \"NOT IN GRACE\" /run/ganesha.log; do sleep 0.1; done'"
+        " || {{ cat /run/ganesha.log; false; }}",
+    ), stop="kill -STOP $(cat /run/ganesha.pid)", go_on="kill -CONT $(cat /run/ganesha.pid)"),
 }
-STOP = {"kernel": "rpc.nfsd 0", "ganesha": "kill -STOP $(cat /run/ganesha.pid)"}  # it answers nothing
-GO_ON = {"kernel": "rpc.nfsd 4", "ganesha": "kill -CONT $(cat /run/ganesha.pid)"}
+SERVER = SERVERS[os.environ.get("UCM_NFS_SERVER", "kernel")]
 
 
 def end_with_parent():
-    os.setsid()
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
@@ -106,12 +117,15 @@ class Node:
         self.memory_mb, self.disk = memory_mb, disk
         self.process = None
         self.lines = []
+        self.living = None  # all processes of the node have the other end
 
     def start(self):
+        shutil.rmtree(self.work / self.name, ignore_errors=True)  # its pid file: that pid is another's now
         self.lines = [Line() for _ in range(LINES)]
         fds = [fd for line in self.lines for fd in (line.inside_in, line.inside_out)]
         fds += [end.fileno() for _, end in self.wires]
-        args = ["linux.uml", f"mem={self.memory_mb}M", "rootfstype=hostfs", "rootflags=/", "rw",
+        args = ["unshare", "--pid", "--fork", "--kill-child=KILL", "--mount-proc",
+                "linux.uml", f"mem={self.memory_mb}M", "rootfstype=hostfs", "rootflags=/", "rw",
                 f"init={HERE}/init", f"uml_dir={self.work}", f"umid={self.name}", "quiet",
                 "con=null", "con0=null,fd:1", f"ucmt_node={self.name}", f"ucmt_work={self.work}",
                 "ucmt_net=" + ",".join(address for address, _ in self.wires)]
@@ -122,10 +136,11 @@ class Node:
             args.append(f"vec{i}:transport=fd,fd={end.fileno()},depth=128,mac={mac}")
         if self.disk:
             args.append(f"ubd0={self.disk}")
-        log = open(self.work / f"{self.name}.console", "ab")
-        self.process = subprocess.Popen(args, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                                        pass_fds=fds, preexec_fn=end_with_parent)
-        log.close()
+        self.living, lives = os.pipe()
+        with open(self.work / f"{self.name}.console", "ab") as log:
+            self.process = subprocess.Popen(args, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                                            pass_fds=[*fds, lives], preexec_fn=end_with_parent)
+        os.close(lives)
 
     def await_ready(self):
         if self.lines[0].receive() != "ready":
@@ -149,9 +164,12 @@ class Node:
     def kill(self):
         """As a power cut does: at once, nothing written back."""
         if self.process:
-            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.kill()
             self.process.wait()
             self.process = None
+            if not select.select([self.living], [], [], LATE_S)[0]:
+                raise TimeoutError(f"{self.name} does not die")
+            os.close(self.living)
             for line in self.lines:
                 line.close()
             self.lines = []
@@ -163,9 +181,9 @@ class Agent:
     def __init__(self, node, line, directory, **options):
         self.node, self.number, self.line = node, line, node.lines[line]
         self.log = f"/run/agent{line}"
-        given = {"store_pipeline": "Posix", "storage_backends": directory, "shard_size": 4096,
+        given = {"store_pipeline": "Posix", "storage_backends": directory, "shard_size": 32768,
                  "block_size": 65536, "posix_segment_mb": 1, "@entries": 64,
-                 "lookup_timeout_ms": 20000, "timeout_ms": 60000}
+                 "lookup_timeout_ms": 20000, "timeout_ms": 60000, "posix_stall_ms": 60000}
         given.update(options)
         text = "".join(f"{key}={value}\n" for key, value in given.items())
         path = node.work / f"{node.name}.{line}.options"
@@ -207,31 +225,38 @@ class Cluster:
         (self.work / "root/lib").mkdir(parents=True)
         (self.work / "root/lib/modules").symlink_to("/usr/lib/uml/modules")
         disk = self.work / "export.img"
-        with open(disk, "wb") as f:
-            f.truncate(512 << 20)
-        subprocess.run(["mkfs.ext4", "-q", "-F", disk], check=True)
         pairs = [socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM) for _ in range(2)]
         self.server = Node(work, "server", [(f"10.0.{i}.1", pair[0]) for i, pair in enumerate(pairs)],
                            disk=disk)
         self.clients = [Node(work, name, [(f"10.0.{i}.2", pairs[i][1])])
                         for i, name in enumerate("ab")]
+        self.nodes = self.server, *self.clients
         self.mounted = [set(), set()]
+        self.clean = False
 
     def start(self):
-        for node in (self.server, *self.clients):
+        """All of it anew."""
+        self.stop()
+        with open(self.server.disk, "wb") as f:
+            f.truncate(512 << 20)
+        subprocess.run(["mkfs.ext4", "-q", "-F", self.server.disk], check=True)
+        for mounted in self.mounted:
+            mounted.clear()
+        for node in self.nodes:
             node.start()
-        for node in (self.server, *self.clients):
+        for node in self.nodes:
             node.await_ready()
         for node in self.clients:
             self.set_up_client(node)
         self.serve()
+        self.clean = True
 
     def set_up_client(self, node):
         node.sure(f"for m in nfs nfsv3 nfsv4; do modprobe -d {self.work}/root $m; done; "
                   "rpcbind && rpc.statd --no-notify")
 
     def serve(self):
-        for command in (*DISK, *SERVERS[SERVER]):
+        for command in (*DISK, *SERVER.start):
             self.server.sure(command.format(work=self.work))
 
     def mount(self, client, version, options=""):
@@ -259,13 +284,17 @@ class Cluster:
         self.set_up_client(node)
 
     def mend(self):
-        """Starts what a test has killed."""
+        """Starts what a test has killed, or all if it has failed."""
+        if not self.clean:
+            self.start()
+        self.clean = False
         if not self.server.process:
             self.restart_server()
         for i, node in enumerate(self.clients):
             if not node.process:
                 self.restart_client(i)
+        self.clean = True
 
     def stop(self):
-        for node in (*self.clients, self.server):
+        for node in self.nodes:
             node.kill()

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from nodes import BUILD, GO_ON, SERVER, STOP
+from nodes import BUILD, LATE_S, SERVER
 
 MANY = 64
 
@@ -26,6 +26,14 @@ def sees(reader, figures, what, first, n, there=None):
     assert len(found) == len(loaded) == n
     for has, f, l in zip(there, found, loaded):
         assert (f, l) == ("1", ".") if has == "1" else l in ".-", f"{there}\n{found}\n{loaded}"
+
+
+def until(so, late_s=LATE_S):
+    """What comes by itself some time."""
+    deadline = time.monotonic() + late_s
+    while not so():
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
 
 
 def harmless(letters):
@@ -117,16 +125,14 @@ def test_owner_without_locks_lets_go(share):
     a, b = share.agent(0, lock), share.agent(1, lock)
     assert a.ask(f"dump 0 {MANY}") == dots(MANY)
     if share.version != "3":
-        share.cluster.server.sure(f"rm {share.path}/ucm/*/r*/lock")  # v4 has no local locks
+        share.do("rm ucm/*/r*/lock")  # v4 has no local locks
     share.seem_silent()
     assert b.ask(f"dump 1000 {MANY}") == dots(MANY)
     assert b.metric("disk_lanes_adopted_total") == 1
     letters = a.ask(f"dump 2000 {MANY}")  # it does not know yet
     assert harmless(letters), letters
     assert a.metric("disk_lanes_lost_total") == 1
-    deadline = time.monotonic() + 30
-    while a.ask(f"dump 3000 {MANY}") != dots(MANY):  # in a lane of its own, after a pause
-        assert time.monotonic() < deadline
+    until(lambda: a.ask(f"dump 3000 {MANY}") == dots(MANY))  # in a lane of its own, after a pause
     for reader in (a, b):
         # What was on its way when the lane changed hands may have met what came in its place.
         for first, sure in ((0, True), (1000, False), (2000, False), (3000, True)):
@@ -143,7 +149,7 @@ def test_owner_that_was_stopped(share):
     assert a.ask(f"dump 0 {MANY}") == dots(MANY)
     share.cluster.clients[0].sure(f"kill -STOP {a.pid}; sleep 16")  # longer than between its beats
     if share.version != "3":
-        share.cluster.server.sure(f"rm {share.path}/ucm/*/r*/lock")
+        share.do("rm ucm/*/r*/lock")
     share.seem_silent()
     assert b.ask(f"dump 1000 {MANY}") == dots(MANY)
     assert b.metric("disk_lanes_adopted_total") == 1
@@ -163,7 +169,7 @@ def test_two_owners_at_a_time(share):
     for i in range(1, 30):
         for agent in both:
             agent.line.send(f"dump {MANY * rnd.randrange(i)} {MANY}")
-        share.cluster.server.run(f"touch -d '2 minutes ago' {share.path}/ucm/*/r*-*/journal")
+        share.seem_silent()
         for agent in both:
             letters = agent.line.receive()
             assert harmless(letters.replace("f", "i")), letters
@@ -180,22 +186,28 @@ def test_killed_client(share):
     where the server keeps the locks of the dead (NFS v3)."""
     a, b = share.agent(0), share.agent(1)
     assert a.ask(f"dump 0 {MANY}") == dots(MANY)
-    assert b.ask(f"lookup 0 {MANY}") == "1" * MANY
     (lane,) = share.lanes()
+    assert b.ask(f"load 0 {MANY}") == dots(MANY)
+    until(lambda: len(share.lanes()) == 2)  # b has one to tell what it has used, so it needs no other
     a.line.send(f"dump 1000 {MANY}")
     share.cluster.clients[0].kill()
     a.alive = False
     assert b.ask(f"load 0 {MANY}") == dots(MANY)
     letters = b.ask(f"load 1000 {MANY}")
     assert not letters.strip(".-"), letters
-    share.seem_silent()
     lock = f"{share.at(1)}/ucm/{lane.split('/ucm/')[1]}/lock"
-    free = share.cluster.clients[1].run(
-        f"for i in $(seq 60); do python3 -c 'import fcntl; f = open(\"{lock}\", \"r+\"); "
-        "fcntl.lockf(f, fcntl.LOCK_EX | fcntl.LOCK_NB)' 2>/dev/null && break; sleep 0.5; done; [ $i -lt 60 ]")[0]
-    assert (free == 0) == (share.version != "3")  # v4: when the lease is over
-    if free:
-        share.cluster.server.sure(f"touch -d '11 minutes ago' {share.path}/ucm/*/r*-*/journal")
+
+    def locked():
+        return share.cluster.clients[1].run(
+            f"python3 -c 'import fcntl, os; f = os.open(\"{lock}\", os.O_WRONLY); "
+            "fcntl.lockf(f, fcntl.LOCK_EX | fcntl.LOCK_NB)'")[0]
+
+    if share.version == "3":
+        assert locked()
+        share.seem_silent(11)
+    else:
+        until(lambda: not locked())  # its lease is over
+        share.seem_silent()
     c = share.agent(1)
     assert c.ask("dump 2000 1") == "."
     assert c.metric("disk_lanes_adopted_total") == 1
@@ -206,6 +218,48 @@ def test_killed_client(share):
     a = share.agent(0)
     assert a.ask(f"load 0 {MANY}") == dots(MANY)
     assert a.ask("load 2000 1") == "."
+
+
+@pytest.mark.skipif(not SERVER.leases, reason="this server lends nothing")
+@pytest.mark.parametrize("share", ["4.2"], indirect=True)
+def test_no_lock_is_lent(share):
+    """A server lends files (delegations).  Had it lent a lock to who dies, those who open it next
+    would stand still until the lease is over."""
+    small = {"posix_capacity_gb": 4 / 1024}  # so they see whether others want room, too
+    agents = [share.agent(i % 2, **small) for i in range(3)]
+    for i, agent in enumerate(agents):
+        for first in range(0, 3 * MANY, MANY):
+            letters = agent.ask(f"dump {1000 * i + first} {MANY}")
+            assert not letters.strip(".f"), letters
+            assert harmless(agent.ask(f"load {first} {MANY}"))
+    lent = share.cluster.server.sure(f"{SERVER.leases} | grep 'type: deleg' || true")
+    assert '/lock"' not in lent, lent
+
+
+# ---- owners that sleep ----
+
+
+def test_idle_owner_gives_room(share):
+    """It has all there is, does nothing, and lives on another node than the one that needs some."""
+    a, b = (share.agent(i, posix_capacity_gb=12 / 1024) for i in (0, 1))
+    for first in range(0, 4 * MANY, MANY):
+        assert a.ask(f"dump {first} {MANY}") == dots(MANY)
+
+    def has_room():
+        letters = b.ask("dump 5000 8")
+        assert not letters.strip(".f"), letters
+        return b.ask("load 5000 8") == dots(8)
+
+    until(has_room)
+    assert b.metric("disk_lanes_adopted_total") == 0
+
+
+def test_idle_owner_answers_the_tool(share):
+    """Asked from another node."""
+    a = share.agent(0)
+    assert a.ask(f"dump 0 {MANY}") == dots(MANY)
+    share.cluster.clients[1].sure(f"{BUILD}/tools/ucm rm --all --timeout-s 80 {share.at(1)}")
+    assert a.ask(f"load 0 {MANY}") == "-" * MANY
 
 
 # ---- a server that goes and comes ----
@@ -237,11 +291,12 @@ def test_server_restarts_under_load(share):
 
 def until_done(agent, question, answer, late_s=90):
     """A server that has just come back takes its time, locks most of all."""
-    deadline = time.monotonic() + late_s
-    while (said := agent.ask(question)) != answer:
+    def done():
+        said = agent.ask(question)
         assert harmless(said), said
-        assert time.monotonic() < deadline, agent.said()
-        time.sleep(0.2)
+        return said == answer
+
+    until(done, late_s)
 
 
 @pytest.mark.parametrize("share", ["3"], indirect=True)  # v4 waits, soft or not: docs/reliability.md
@@ -252,14 +307,14 @@ def test_soft_mount_whose_server_is_away(share):
             for i in (0, 1))
     until_done(a, f"dump 0 {MANY}", dots(MANY))
     until_done(b, f"load 0 {MANY}", dots(MANY))
-    share.cluster.server.sure(STOP[SERVER])
+    share.cluster.server.sure(SERVER.stop)
     for agent in (a, b):
         for verb in ("lookup", "load", "dump", "load", "lookup"):
             letters = agent.ask(f"{verb} 0 {MANY}")
             assert verb == "lookup" or harmless(letters), letters
         letters = agent.ask("dump 5000 4")
         assert harmless(letters) and "." not in letters, letters
-    share.cluster.server.sure(GO_ON[SERVER])
+    share.cluster.server.sure(SERVER.go_on)
     for agent in (a, b):
         until_done(agent, f"load 0 {MANY}", dots(MANY))
     for agent, first in ((a, 6000), (b, 7000)):
@@ -276,7 +331,7 @@ def test_lane_removed_on_the_server(share):
     a, b = share.agent(0), share.agent(1)
     assert a.ask(f"dump 0 {MANY}") == dots(MANY)
     assert b.ask(f"load 0 {MANY}") == dots(MANY)
-    share.cluster.server.sure(f"rm -rf {share.path}/ucm/*/r*")
+    share.do("rm -rf ucm/*/r*")
     for agent in (b, a):
         letters = agent.ask(f"load 0 {MANY}")
         assert not letters.strip(".-i"), letters
@@ -290,7 +345,7 @@ def test_namespace_removed_on_the_server(share):
     a, b = share.agent(0), share.agent(1)
     assert a.ask(f"dump 0 {MANY}") == dots(MANY)
     assert b.ask(f"load 0 {MANY}") == dots(MANY)
-    share.cluster.server.sure(f"rm -rf {share.path}/ucm")
+    share.do("rm -rf ucm")
     until_done(a, f"dump 1000 {MANY}", dots(MANY), 60)
     assert b.ask(f"lookup 1000 {MANY}") == "1" * MANY
     assert b.ask(f"load 1000 {MANY}") == dots(MANY)
