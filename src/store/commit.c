@@ -439,6 +439,6 @@ static void compact(struct ucmi_posix *p, struct ucmi_lane *lane)
 void ucmi_commit_tidy(struct ucmi_posix *p, struct ucmi_lane *lane, bool anyway)
 {
     const struct ucmi_own *own = lane->own;
-    if (anyway || own->records > 4 * (uint64_t)own->live + own->compact_slack)
+    if (anyway || own->records > UCMI_COMPACT_TIMES * (uint64_t)own->live + own->compact_slack)
         compact(p, lane);
 }

@@ -17,6 +17,13 @@ static size_t home(const struct ucmi_index *ix, const ucm_key *key, uint16_t ran
     return ucmi_key_word(key, rank) >> (64 - ix->bits);
 }
 
+void ucmi_index_prefetch(const struct ucmi_index *ix, const ucm_key *key, uint16_t rank)
+{
+    const struct ucmi_entry *at = &ix->v[home(ix, key, rank)];
+    __builtin_prefetch(at);
+    __builtin_prefetch(at + 2);
+}
+
 static size_t table_bytes(unsigned bits)
 {
     return ROUND_UP(sizeof(struct ucmi_entry) << bits, (size_t)UCMI_PAGE);
@@ -72,9 +79,14 @@ static void add(struct ucmi_index *ix, const struct ucmi_entry *e)
     ix->count++;
 }
 
-static int grow(struct ucmi_index *ix)
+int ucmi_index_reserve(struct ucmi_index *ix, size_t n)
 {
-    struct ucmi_index bigger = {.v = table_new(ix->bits + 1), .bits = ix->bits + 1};
+    struct ucmi_index bigger = {.bits = ix->bits};
+    while (n * 3 > (size_t)2 << bigger.bits)
+        bigger.bits++;
+    if (bigger.bits == ix->bits)
+        return 0;
+    bigger.v = table_new(bigger.bits);
     if (!bigger.v)
         return -ENOMEM;
     for (size_t i = 0; i < (size_t)1 << ix->bits; i++)
@@ -94,13 +106,10 @@ int ucmi_index_put(struct ucmi_index *ix, const struct ucmi_entry *e, struct ucm
         copy_entry(there, e);
         return 1;
     }
-    if ((ix->count + 1) * 3 > (size_t)2 << ix->bits) {
-        int err = grow(ix);
-        if (err < 0)
-            return err;
-    }
-    add(ix, e);
-    return 0;
+    int err = ucmi_index_reserve(ix, ix->count + 1);
+    if (!err)
+        add(ix, e);
+    return err;
 }
 
 struct ucmi_entry *ucmi_index_find(const struct ucmi_index *ix, const ucm_key *key, uint16_t rank,

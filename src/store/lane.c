@@ -16,87 +16,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-/* ---- descriptors ---- */
-
-void ucmi_file_close(struct ucmi_posix *p, int fd)
-{
-    if (fd >= 0)
-        ucmi_io_file(&p->io, &(struct ucm_file){.op = UCM_FILE_CLOSE, .fd = fd});
-}
-
-int ucmi_file_remove(struct ucmi_posix *p, int dir, const char *name, int flags)
-{
-    return ucmi_io_file(
-        &p->io,
-        &(struct ucm_file){.op = UCM_FILE_UNLINK, .dirfd = dir, .path = name, .flags = flags});
-}
-
-int ucmi_file_rename(struct ucmi_posix *p, int dir, const char *from, const char *to)
-{
-    return ucmi_io_file(
-        &p->io, &(struct ucm_file){.op = UCM_FILE_RENAME, .dirfd = dir, .path = from, .path2 = to});
-}
-
-/* Others may write to the directory, and put anything there.  Only the path the user gave is
- * followed through links; no FIFO or device is waited for; what is no regular file is not there to
- * be read or written. */
-static int open_regular(struct ucmi_posix *p, struct ucm_file *f)
-{
-    const int flags = f->flags;
-    struct stat st;
-    f->flags |= O_NONBLOCK;
-    int fd = ucmi_io_file(&p->io, f);
-    /* A FIFO cannot be opened for O_DIRECT: that says nothing about the file system. */
-    if (fd == -EINVAL && fstatat(f->dirfd, f->path, &st, AT_SYMLINK_NOFOLLOW) == 0 &&
-        !S_ISREG(st.st_mode))
-        return -ELOOP;
-    if (fd < 0)
-        return fd;
-    int err = fstat(fd, &st) < 0 ? -errno : S_ISREG(st.st_mode) ? 0 : -ELOOP;
-    /* Engines take O_NONBLOCK for a wish not to wait for the disk. */
-    if (!err && fcntl(fd, F_SETFL, flags) < 0)
-        err = -errno;
-    if (err < 0)
-        ucmi_file_close(p, fd);
-    return err < 0 ? err : fd;
-}
-
-int ucmi_file_open(struct ucmi_posix *p, int dir, const char *path, int flags)
-{
-    static struct ucmi_log_gate gate;
-    struct ucm_file f = {.op = UCM_FILE_OPEN,
-                         .dirfd = dir,
-                         .path = path,
-                         .flags = flags | O_CLOEXEC | O_NOCTTY,
-                         .mode = 0666};
-    if (dir != AT_FDCWD)
-        f.flags |= O_NOFOLLOW;
-    if (flags & O_DIRECTORY)
-        return ucmi_io_file(&p->io, &f);
-    int fd = open_regular(p, &f);
-    if (fd == -ELOOP)
-        ucmi_log_gated(&gate, 60, UCM_WARN, p->object,
-                       "%s somewhere in it is a link or no regular file: left alone", path);
-    return fd;
-}
-
-/* A network file system answers from what it knew some seconds ago, unless it is told not to.
- * Asking for a directory like that also makes it doubt the names it has looked up there, those that
- * were not there among them. */
-int ucmi_file_stat(const struct ucmi_posix *p, int fd, struct stat *st)
-{
-    struct statx now;
-    if (p->network && statx(fd, "", AT_EMPTY_PATH | AT_STATX_FORCE_SYNC, STATX_MTIME, &now) < 0)
-        return -errno;
-    return fstat(fd, st) < 0 ? -errno : 0;
-}
-
-void ucmi_dir_renew(const struct ucmi_posix *p, int dir)
-{
-    struct stat st;
-    if (p->network)
-        ucmi_file_stat(p, dir, &st); /* if it is gone, who uses it will find out */
-}
+/* ---- segments ---- */
 
 void ucmi_seg_name(char name[24], uint32_t segment)
 {
@@ -159,13 +79,6 @@ uint64_t ucmi_segs_let_go(struct ucmi_posix *p)
         p->let_go_ns = UINT64_MAX;
     }
     return p->let_go_ns;
-}
-
-int ucmi_dir_sync(struct ucmi_posix *p, int dir)
-{
-    return p->o->sync == UCMI_SYNC_FULL
-               ? ucmi_io_file(&p->io, &(struct ucm_file){.op = UCM_FILE_SYNC, .fd = dir})
-               : 0;
 }
 
 /* For writing too, where that is allowed: a lane that is followed today may be ours tomorrow. */
@@ -348,17 +261,9 @@ void ucmi_lane_unindex(struct ucmi_posix *p, const struct ucmi_lane *lane)
 struct reading {
     struct ucmi_posix *p;
     struct ucmi_lane *lane;
-    unsigned held; /* records since the lock was taken; 0: it is not */
+    unsigned n;
+    struct ucmi_record v[64]; /* wait until their places in the index have come from memory */
 };
-enum { HOLD_MAX = 1024 };
-
-/* Callers do not wait for storage: the lock is not held over a read. */
-static void let_callers_in(struct reading *rd)
-{
-    if (rd->held)
-        pthread_rwlock_unlock(&rd->p->lock);
-    rd->held = 0;
-}
 
 static void touched(struct ucmi_posix *p, const struct ucmi_record *r)
 {
@@ -371,18 +276,10 @@ static void touched(struct ucmi_posix *p, const struct ucmi_record *r)
     }
 }
 
-/* Locks with the first record, so a journal without news costs no lock, and lets callers in now and
- * then. */
-static void apply(void *arg, const struct ucmi_record *r)
+static void apply(const struct reading *rd, const struct ucmi_record *r)
 {
-    struct reading *rd = arg;
     struct ucmi_posix *p = rd->p;
     struct ucmi_lane *lane = rd->lane;
-
-    if (rd->held == HOLD_MAX)
-        let_callers_in(rd);
-    if (rd->held++ == 0)
-        pthread_rwlock_wrlock(&p->lock);
     uint32_t place = 0;
     bool placed = ucmi_place_of(r, lane->slots, &place);
     if (r->op == UCMI_PUT && placed) {
@@ -403,6 +300,27 @@ static void apply(void *arg, const struct ucmi_record *r)
     }
 }
 
+/* Callers do not wait for storage: the lock is not held over a read, and not for long. */
+static void apply_all(struct reading *rd)
+{
+    if (!rd->n)
+        return;
+    pthread_rwlock_wrlock(&rd->p->lock);
+    for (unsigned i = 0; i < rd->n; i++)
+        apply(rd, &rd->v[i]);
+    pthread_rwlock_unlock(&rd->p->lock);
+    rd->n = 0;
+}
+
+static void take_in(void *arg, const struct ucmi_record *r)
+{
+    struct reading *rd = arg;
+    ucmi_index_prefetch(&rd->p->index, &r->key, r->rank);
+    rd->v[rd->n++] = *r;
+    if (rd->n == ARRAY_LEN(rd->v))
+        apply_all(rd);
+}
+
 /* ---- journals ---- */
 
 static bool same_namespace(const struct ucmi_posix *p, const struct ucmi_journal_header *h)
@@ -417,6 +335,16 @@ int ucmi_lane_takes(const struct ucmi_posix *p, const struct ucmi_lane *lane,
     if (!same_namespace(p, h))
         return -ENOTSUP;
     return lane->ios && h->slots != lane->slots ? -EBUSY : 0;
+}
+
+/* Room in the index for all that may be in a lane: by what its journal takes on disk, for what
+ * a file says of itself costs nothing.  Without memory it is tried again entry by entry. */
+static void make_index_room(struct ucmi_posix *p, const struct stat *journal)
+{
+    pthread_rwlock_wrlock(&p->lock);
+    ucmi_index_reserve(&p->index,
+                       p->index.count + ucmi_journal_slots((uint64_t)journal->st_blocks * 512));
+    pthread_rwlock_unlock(&p->lock);
 }
 
 /* Opens what is called `journal` now.  -EEXIST: that is the one we have. */
@@ -443,6 +371,8 @@ static int open_journal(struct ucmi_posix *p, struct ucmi_lane *lane)
                    h->slots == lane->slots;
     if (lane->journal >= 0 && !goes_on)
         ucmi_lane_unindex(p, lane);
+    if (!goes_on)
+        make_index_room(p, &now);
     lane->pos = goes_on ? ucmi_jpos_behind(h, lane->pos.epoch) : ucmi_jpos_first(h);
     ucmi_lane_close_journal(p, lane);
     lane->journal = fd;
@@ -467,8 +397,8 @@ static int read_on(struct ucmi_posix *p, struct ucmi_lane *lane, bool *moved)
     int err = 1;
     for (size_t ask = UCMI_PAGE; err > 0; ask = UCMI_READ_BUF) { /* one page tells of no news */
         err = ucmi_journal_read_some(&p->seal, lane->journal, p->read_buf, ask, &lane->pos, moved,
-                                     apply, &rd);
-        let_callers_in(&rd);
+                                     take_in, &rd);
+        apply_all(&rd);
     }
     if (err < 0) {
         ucmi_lane_unindex(p, lane);

@@ -86,12 +86,21 @@ struct ucmi_batch { /* records, and for a PUT the block that waits for it */
     size_t n, cap;
 };
 
-enum { UCMI_COMPACT_SLACK = 1024 }; /* records besides four times the live ones */
+enum {
+    UCMI_COMPACT_TIMES = 2,   /* records for each live one, all of which every opening reads, */
+    UCMI_COMPACT_SLACK = 1024 /* and besides */
+};
 /* The most a journal for so many slots grows to before it is compacted. */
 static inline uint64_t ucmi_journal_room(uint64_t slots)
 {
-    uint64_t records = 4 * slots + 2 * UCMI_COMPACT_SLACK;
+    uint64_t records = UCMI_COMPACT_TIMES * slots + 2 * UCMI_COMPACT_SLACK;
     return UCMI_PAGE + records * sizeof(struct ucmi_record);
+}
+/* The reverse. */
+static inline uint64_t ucmi_journal_slots(uint64_t room)
+{
+    uint64_t records = (room - MIN(room, ucmi_journal_room(0))) / sizeof(struct ucmi_record);
+    return records / UCMI_COMPACT_TIMES;
 }
 
 enum ucmi_commit_stage {

@@ -8,6 +8,7 @@
  * posix_load.c  slices on their way up: find, read, check
  * posix_dump.c  slices on their way down: open blocks, checksums, slots
  * commit.c      records on their way into a journal; compaction
+ * files.c       names and descriptors below a backend
  * lane.c        lanes that are followed: finding them, reading their journals, their segments
  * own.c         lanes that are written: taking, replaying, letting go
  * alive.c       who lives in a lane: locks, silence, signs of life
@@ -277,11 +278,6 @@ int ucmi_pump_write(struct ucmi_posix *p, int fd, const void *buf, size_t len, o
 /* The same for a read: bytes read, fewer than len only at the end of the file. */
 ssize_t ucmi_pump_read(struct ucmi_posix *p, int fd, void *buf, size_t len, off_t off);
 int ucmi_pump_sync(struct ucmi_posix *p, int fd);
-/* A regular file, or with O_DIRECTORY a directory; -ELOOP: something else has its name. */
-int ucmi_file_open(struct ucmi_posix *p, int dir, const char *path, int flags);
-void ucmi_file_close(struct ucmi_posix *p, int fd);
-int ucmi_file_remove(struct ucmi_posix *p, int dir, const char *name, int flags);
-int ucmi_file_rename(struct ucmi_posix *p, int dir, const char *from, const char *to);
 void ucmi_part_done(struct ucmi_part *part, enum ucm_stage stage, int err);
 /* Ends a slice that does not start: all its stages. */
 void ucmi_part_end(struct ucmi_part *part, int err);
@@ -348,6 +344,20 @@ void ucmi_pins_mark(struct ucmi_posix *p, const struct ucmi_lane *lane);
 /* May the lane in this directory, which is not read, not be removed yet? */
 bool ucmi_lane_pinned(int dir);
 
+/* ---- files.c ---- */
+
+/* A regular file, or with O_DIRECTORY a directory; -ELOOP: something else has its name. */
+int ucmi_file_open(struct ucmi_posix *p, int dir, const char *path, int flags);
+void ucmi_file_close(struct ucmi_posix *p, int fd);
+int ucmi_file_remove(struct ucmi_posix *p, int dir, const char *name, int flags);
+int ucmi_file_rename(struct ucmi_posix *p, int dir, const char *from, const char *to);
+/* fstat, as it is now on the server too.  0 or -errno; any thread. */
+int ucmi_file_stat(const struct ucmi_posix *p, int fd, struct stat *st);
+/* What has been made or renamed in the directory by others is found from here on. */
+void ucmi_dir_renew(const struct ucmi_posix *p, int dir);
+/* With posix_sync full, the names in a directory. */
+int ucmi_dir_sync(struct ucmi_posix *p, int dir);
+
 /* ---- lane.c ---- */
 
 int ucmi_ns_open(struct ucmi_posix *p, bool create);
@@ -363,10 +373,6 @@ int ucmi_lane_takes(const struct ucmi_posix *p, const struct ucmi_lane *lane,
 void ucmi_lane_follow(struct ucmi_posix *p, struct ucmi_lane *lane);
 void ucmi_lane_forget(struct ucmi_posix *p, struct ucmi_lane *lane);
 void ucmi_lanes_close(struct ucmi_posix *p);
-/* fstat, as it is now on the server too.  0 or -errno; any thread. */
-int ucmi_file_stat(const struct ucmi_posix *p, int fd, struct stat *st);
-/* What has been made or renamed in the directory by others is found from here on. */
-void ucmi_dir_renew(const struct ucmi_posix *p, int dir);
 /* Opens what was not; a descriptor for O_DIRECT where wanted and possible.  -errno. */
 int ucmi_seg_fd(struct ucmi_posix *p, struct ucmi_lane *lane, uint32_t segment, bool direct);
 /* A move reads or writes the slot: its segment stays open, our own slot is not given away. */
@@ -384,8 +390,6 @@ void ucmi_seg_close(struct ucmi_posix *p, struct ucmi_seg *seg);
 /* Closes what others' segments are open and idle, for the space of one that is removed is only free
  * when it is closed everywhere; returns when it is to be done next. */
 uint64_t ucmi_segs_let_go(struct ucmi_posix *p);
-/* With posix_sync full, the names in a directory. */
-int ucmi_dir_sync(struct ucmi_posix *p, int dir);
 void ucmi_seg_name(char name[24], uint32_t segment);
 bool ucmi_seg_number(const char *name, uint32_t *segment); /* the reverse */
 void ucmi_lane_unindex(struct ucmi_posix *p, const struct ucmi_lane *lane);

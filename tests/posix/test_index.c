@@ -131,11 +131,35 @@ static void grows_and_keeps_all(void **state)
     free(found);
 }
 
+static void room_that_was_made_is_enough(void **state)
+{
+    enum { N = 100000 };
+    struct ucmi_index ix;
+    struct ucmi_entry e = {.lane = 1};
+    assert_int_equal(ucmi_index_init(&ix), 0);
+    for (uint64_t i = 0; i < 100; i++) {
+        ucmi_hash128(&i, sizeof i, e.key.b);
+        assert_int_equal(ucmi_index_put(&ix, &e, NULL), 0);
+    }
+    assert_int_equal(ucmi_index_reserve(&ix, N), 0);
+    assert_int_equal(ucmi_index_reserve(&ix, 10), 0); /* never less */
+    const struct ucmi_entry *v = ix.v;
+    for (uint64_t i = 0; i < N; i++) {
+        ucmi_hash128(&i, sizeof i, e.key.b);
+        ucmi_index_prefetch(&ix, &e.key, 0);
+        assert_int_equal(ucmi_index_put(&ix, &e, NULL), i < 100);
+    }
+    assert_ptr_equal(ix.v, v);
+    assert_int_equal(ix.count, N);
+    ucmi_index_destroy(&ix);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(does_what_the_model_does),
         cmocka_unit_test(grows_and_keeps_all),
+        cmocka_unit_test(room_that_was_made_is_enough),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

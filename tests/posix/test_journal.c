@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* What is believed of a journal, and what is not. */
-#include "store/journal.h"
+#include "store/lane.h"
 
 #include <stdlib.h>
 #include <sys/mman.h>
@@ -225,6 +225,13 @@ static void files_are_read_in_any_steps(void **state)
     journal_free(&j);
 }
 
+static void the_room_of_a_journal_tells_its_slots(void **state)
+{
+    for (uint64_t slots = 0; slots < 1000000; slots = slots * 3 + 1)
+        assert_int_equal(ucmi_journal_slots(ucmi_journal_room(slots)), slots);
+    assert_int_equal(ucmi_journal_slots(0), 0);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -234,6 +241,7 @@ int main(void)
         cmocka_unit_test(only_an_epoch_record_changes_the_epoch),
         cmocka_unit_test(moved_ends_the_file_for_now),
         cmocka_unit_test(files_are_read_in_any_steps),
+        cmocka_unit_test(the_room_of_a_journal_tells_its_slots),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

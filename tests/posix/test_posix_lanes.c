@@ -115,6 +115,31 @@ static void followers_follow_through_compactions(void **state)
     ucm_store_close(store);
 }
 
+static void keep_most(void *arg, const struct ucm_lane_info *lane)
+{
+    enum { COMMIT = 128 }; /* records that were on their way when it was time */
+    assert_true(lane->records <= 2 * lane->blocks + UCMI_COMPACT_SLACK + COMMIT);
+    *(uint64_t *)arg = MAX(*(uint64_t *)arg, lane->records);
+}
+
+/* Who opens a store reads all of its journals: they are no longer than what is in them asks for. */
+static void a_journal_is_at_most_twice_what_it_says(void **state)
+{
+    ucm_store *store = open_store(*state, &shape, "posix_capacity_gb=0.02"); /* some 1500 blocks */
+    uint64_t most = 0, compacted = 0;
+    struct memory m;
+    memory_new(&m, store, &shape, 20);
+    for (uint64_t i = 0; compacted < 2; i += 20) {
+        dump_all(store, &m, i);
+        compacted = (uint64_t)metric(store, "disk_compacted_total");
+        assert_int_equal(
+            ucm_inspect(*state, &(struct ucm_inspect){.arg = &most, .lane = keep_most}), 0);
+    }
+    assert_true(most > 3000); /* compacted when it is time, not all the time */
+    memory_free(&m);
+    ucm_store_close(store);
+}
+
 /* ---- changes made behind the stores' backs ---- */
 
 static int open_journal(const char *dir, struct ucmi_journal_header *h)
@@ -436,6 +461,7 @@ int main(int argc, char **argv)
         TEST(a_dead_lane_is_taken_over),
         TEST(processes_that_start_at_once_get_a_lane_each),
         TEST(followers_follow_through_compactions),
+        TEST(a_journal_is_at_most_twice_what_it_says),
         TEST(moved_without_a_rename_is_no_end),
         TEST(who_finds_a_higher_epoch_lets_go),
         TEST(a_removed_directory_costs_its_blocks_only),

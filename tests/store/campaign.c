@@ -138,8 +138,8 @@ static _Noreturn void live(struct life *l, int begun)
 
 /* ---- the one that comes after it ---- */
 
-/* What a store has at least that has filled its bound: the journal, counted twice, takes six in a
- * hundred of it; one segment may be going and one coming. */
+/* What a store has at least that has filled its bound: the journal, counted twice, takes three in
+ * a hundred of it; one segment may be going and one coming. */
 static uint64_t full(void)
 {
     return blocks * 9 / 10 - 2 * (SEGMENT_MB << 20) / SLOT;
