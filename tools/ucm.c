@@ -9,6 +9,7 @@
 
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 static int run_help(void *state, unsigned n, char **operands);
 
@@ -33,9 +34,18 @@ static const struct verb verb_help = {
     .max_operands = 1,
     .run = run_help,
 };
+
+static const struct verb verb_plan = {
+    .name = "plan",
+    .operands = "[options]",
+    .help = "how many engines and what storage a load needs",
+    .about =
+        "A model of them answers, which is the Python module ucm.plan: `ucm plan --help` lists "
+        "its options, docs/planning.md explains it.",
+};
 static const struct verb *const verbs[] = {
-    &verb_bench, &verb_ls,    &verb_stat, &verb_verify, &verb_rm,
-    &verb_pin,   &verb_unpin, &verb_gc,   &verb_doctor, &verb_help,
+    &verb_bench, &verb_ls, &verb_stat,   &verb_verify, &verb_rm,   &verb_pin,
+    &verb_unpin, &verb_gc, &verb_doctor, &verb_plan,   &verb_help,
 };
 
 static const struct verb *find_verb(const char *name)
@@ -167,6 +177,43 @@ static int run_help(void *state, unsigned n, char **operands)
     return TOOL_GOOD;
 }
 
+/* ---- plan ---- */
+
+static const char plan_program[] =
+    "import sys\n"
+    "try:\n"
+    "    from ucm.plan import main\n"
+    "except ImportError as e:\n"
+    "    print(f'ucm: plan needs the Python package ucm, which {sys.executable} has not ({e}); '\n"
+    "          'pip install . in its tree', file=sys.stderr)\n"
+    "    sys.exit(2)\n"
+    "sys.exit(main())\n";
+
+/* By the Python beside this program, where pip has put both, or else that of PATH. */
+static int run_plan(int argc, char **argv)
+{
+    char beside[4096];
+    ssize_t n = readlink("/proc/self/exe", beside, sizeof beside - sizeof "python3");
+    char *slash = n > 0 ? memrchr(beside, '/', (size_t)n) : NULL;
+    char **words = calloc((size_t)argc + 4, sizeof *words);
+
+    if (!words)
+        return cannot("out of memory");
+    words[0] = "python3";
+    if (slash) {
+        strcpy(slash + 1, "python3");
+        if (access(beside, X_OK) == 0)
+            words[0] = beside;
+    }
+    words[1] = "-Pc"; /* nothing from the directory one stands in */
+    words[2] = (char *)plan_program;
+    for (int i = 0; i < argc; i++)
+        words[3 + i] = argv[i];
+    execvp(words[0], words);
+    free(words);
+    return cannot("plan needs Python: python3: %m");
+}
+
 static int run_verb(const struct verb *v, int argc, char **argv)
 {
     void *state = calloc(1, v->size);
@@ -201,5 +248,7 @@ int main(int argc, char **argv)
     if (!strcmp(word, "--help") || !strcmp(word, "-h"))
         word = "help";
     const struct verb *v = find_verb(word);
+    if (v == &verb_plan)
+        return run_plan(argc - 2, argv + 2);
     return v ? run_verb(v, argc - 1, argv + 1) : no_such_verb(word);
 }

@@ -49,9 +49,21 @@ class Words(Tool):
         self.ends(ucm(), CANNOT, err="verify")
 
     def test_help_lists_every_verb(self):
-        for verb in ("bench", "ls", "stat", "verify", "rm", "pin", "unpin", "gc", "doctor", "help"):
+        for verb in ("bench", "ls", "stat", "verify", "rm", "pin", "unpin", "gc", "doctor", "plan", "help"):
             self.ends(ucm("help"), GOOD, out=f"\n  {verb} ")
             self.ends(ucm("help", verb), GOOD, out=f"usage: ucm {verb}")
+
+    def test_plan_is_handed_to_python(self):
+        with tempfile.TemporaryDirectory() as place:
+            Path(place, "ucm").mkdir()
+            Path(place, "ucm/__init__.py").write_text("")
+            Path(place, "ucm/plan.py").write_text("def main():\n    import sys\n    print(sys.argv[1:])\n    return 1\n")
+            env = dict(os.environ, PYTHONPATH=place)
+            done = subprocess.run([UCM, "plan", "--rate", "4", "a b"], capture_output=True, text=True, env=env, timeout=120)
+            self.ends(done, 1, out="['--rate', '4', 'a b']")
+            Path(place, "ucm/plan.py").unlink()
+            done = subprocess.run([UCM, "plan"], capture_output=True, text=True, env=env, timeout=120)
+            self.ends(done, CANNOT, err="pip install .")
 
     def test_help_as_an_option_is_the_same_text(self):
         self.assertEqual(ucm("ls", "--help").stdout, ucm("help", "ls").stdout)
