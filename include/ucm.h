@@ -152,6 +152,13 @@ UCM_API ssize_t ucm_lookup_prefix(ucm_store *store, const ucm_key *keys, size_t 
 /* Exact, per key: found[i] is 0 where absent, else 1 + the index of the slowest tier that must be
  * asked for it (1: all ranks in the first tier).  Returns how many were found. */
 UCM_API ssize_t ucm_lookup(ucm_store *store, const ucm_key *keys, size_t n, uint8_t *found);
+/* The keys of up to n blocks, oldest first, that are no longer in storage, by whatever process they
+ * were evicted or dropped there; each once (for each rank that held a part).  The first call begins
+ * to keep them and returns 0.  *lost: how many more have gone, or may have, that are not named; what
+ * the caller believes to be stored is then to be looked up again.  A block that is back is not told;
+ * one that is told may be in DRAM for a while.  What other processes did is asked for by the call
+ * and told by a later one.  Does not wait for storage.  -ENOTSUP: the stack keeps nothing there. */
+UCM_API ssize_t ucm_removed(ucm_store *store, ucm_key *keys, size_t n, uint64_t *lost);
 /* A hint that these will be loaded soon; may be ignored. */
 UCM_API void ucm_prefetch(ucm_store *store, const ucm_key *keys, size_t n);
 
@@ -428,6 +435,8 @@ struct ucm_tier_ops {
     /* Never blocks.  0: taken.  Negative: nothing of it was taken.  Any thread. */
     int (*submit)(struct ucm_tier *t, struct ucm_xfer *x);
     void (*prefetch)(struct ucm_tier *t, const ucm_key *keys, size_t n); /* optional */
+    /* ucm_removed, of the last tier; adds to *lost.  Optional. */
+    ssize_t (*removed)(struct ucm_tier *t, ucm_key *keys, size_t n, uint64_t *lost);
 };
 
 /* ---- devices ---- */

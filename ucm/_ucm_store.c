@@ -263,6 +263,27 @@ static PyObject *store_prefetch(PyObject *self, PyObject *keys)
     Py_RETURN_NONE;
 }
 
+static PyObject *store_removed(PyObject *self, PyObject *unused)
+{
+    Store *s = (Store *)self;
+    ucm_key keys[1024];
+    uint64_t lost = 0;
+    if (!ext_store_usable(s))
+        return NULL;
+    ssize_t rc = -ESHUTDOWN;
+    Py_BEGIN_ALLOW_THREADS
+    if (ext_store_enter(s)) {
+        rc = ucm_removed(s->store, keys, sizeof keys / sizeof *keys, &lost);
+        ext_store_leave(s);
+    }
+    Py_END_ALLOW_THREADS
+    if (rc < 0)
+        return ext_store_error(s, (int)rc);
+    return Py_BuildValue(
+        "NK", PyBytes_FromStringAndSize((const char *)keys, rc * (Py_ssize_t)sizeof *keys),
+        (unsigned long long)lost);
+}
+
 /* ---- metrics, geometry ---- */
 
 static void add_metric(void *arg, const struct ucm_metric_info *m)
@@ -491,6 +512,11 @@ static PyMethodDef store_methods[] = {
      "slowest tier that must be asked"},
     {"lookup_prefix", store_lookup_prefix, METH_O,
      "lookup_prefix(keys) -> int: how many leading keys can be loaded, on every rank"},
+    {"removed", store_removed, METH_NOARGS,
+     "removed() -> (keys, lost): up to 1024 keys, 16 bytes each, of blocks that are no longer in "
+     "storage;\n"
+     "lost: how many more have gone, or may have, without a name.  The first call begins to keep "
+     "them"},
     {"prefetch", store_prefetch, METH_O, "prefetch(keys): a hint that these will be loaded soon"},
     {"map", KEYWORDS(store_map),
      "map(segments, blocks_per_key, nblocks) -> Map: where the engine keeps its blocks;\n"

@@ -230,6 +230,19 @@ static void backends_lookup(struct ucm_tier *t, const ucm_key *keys, size_t n, u
     probe_all(b, usable, keys, n, rank, level, found, call);
 }
 
+static ssize_t backends_removed(struct ucm_tier *t, ucm_key *keys, size_t n, uint64_t *lost)
+{
+    struct ucmi_backends *b = t->priv;
+    size_t told = 0;
+    for (unsigned i = 0; i < b->n; i++) {
+        ssize_t more = ucmi_posix_removed(b->v[i], keys + told, n - told, lost);
+        if (more < 0)
+            return told ? (ssize_t)told : more;
+        told += (size_t)more;
+    }
+    return (ssize_t)told;
+}
+
 const struct ucm_tier_ops ucmi_tier_posix = {
     .p =
         {
@@ -244,4 +257,5 @@ const struct ucm_tier_ops ucmi_tier_posix = {
     .close = backends_close,
     .lookup = backends_lookup,
     .submit = backends_submit,
+    .removed = backends_removed,
 };

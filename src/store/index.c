@@ -51,7 +51,8 @@ void ucmi_index_destroy(struct ucmi_index *ix)
 {
     if (ix->v)
         munmap(ix->v, table_bytes(ix->bits));
-    ix->v = NULL;
+    free(ix->gone);
+    *ix = (struct ucmi_index){0};
 }
 
 static bool same_block(const struct ucmi_entry *e, const ucm_key *key, uint16_t rank)
@@ -81,7 +82,7 @@ static void add(struct ucmi_index *ix, const struct ucmi_entry *e)
 
 int ucmi_index_reserve(struct ucmi_index *ix, size_t n)
 {
-    struct ucmi_index bigger = {.bits = ix->bits};
+    struct ucmi_index bigger = {.bits = ix->bits, .gone = ix->gone};
     while (n * 3 > (size_t)2 << bigger.bits)
         bigger.bits++;
     if (bigger.bits == ix->bits)
@@ -92,7 +93,7 @@ int ucmi_index_reserve(struct ucmi_index *ix, size_t n)
     for (size_t i = 0; i < (size_t)1 << ix->bits; i++)
         if (ix->v[i].lane)
             add(&bigger, &ix->v[i]);
-    ucmi_index_destroy(ix);
+    munmap(ix->v, table_bytes(ix->bits));
     *ix = bigger;
     return 0;
 }
@@ -122,7 +123,7 @@ struct ucmi_entry *ucmi_index_find(const struct ucmi_index *ix, const ucm_key *k
     return NULL;
 }
 
-void ucmi_index_remove(struct ucmi_index *ix, struct ucmi_entry *e)
+static void take_out(struct ucmi_index *ix, struct ucmi_entry *e)
 {
     size_t mask = ((size_t)1 << ix->bits) - 1, hole = (size_t)(e - ix->v);
     for (size_t i = (hole + 1) & mask; ix->v[i].lane; i = (i + 1) & mask) {
@@ -137,13 +138,46 @@ void ucmi_index_remove(struct ucmi_index *ix, struct ucmi_entry *e)
     ix->count--;
 }
 
+void ucmi_index_remove(struct ucmi_index *ix, struct ucmi_entry *e)
+{
+    struct ucmi_gone *g = ix->gone;
+    if (g && g->n == UCMI_GONE) {
+        g->lost++;
+    } else if (g) {
+        uint32_t at = (g->first + g->n++) % UCMI_GONE;
+        g->v[at].key = e->key;
+        g->v[at].rank = e->rank;
+    }
+    take_out(ix, e);
+}
+
+/* Mostly its journal is read anew at once, so what was in it is not named: it may be there again.
+ */
 size_t ucmi_index_drop_lane(struct ucmi_index *ix, uint16_t lane)
 {
     size_t before = ix->count;
     for (size_t i = 0; i < (size_t)1 << ix->bits; i++)
         while (ix->v[i].lane == lane)
-            ucmi_index_remove(ix, &ix->v[i]);
+            take_out(ix, &ix->v[i]);
+    if (ix->gone)
+        ix->gone->lost += before - ix->count;
     return before - ix->count;
+}
+
+ssize_t ucmi_index_gone(struct ucmi_index *ix, ucm_key *keys, size_t n, uint64_t *lost)
+{
+    struct ucmi_gone *g = ix->gone;
+    size_t told = 0;
+    if (!g) {
+        ix->gone = calloc(1, sizeof *g);
+        return ix->gone ? 0 : -ENOMEM;
+    }
+    for (; g->n && told < n; g->n--, g->first = (g->first + 1) % UCMI_GONE)
+        if (!ucmi_index_find(ix, &g->v[g->first].key, g->v[g->first].rank, 0))
+            keys[told++] = g->v[g->first].key;
+    *lost += g->lost;
+    g->lost = 0;
+    return (ssize_t)told;
 }
 
 static bool probe(const struct ucmi_index *ix, size_t i, const ucm_key *key, uint16_t rank,

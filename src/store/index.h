@@ -20,10 +20,20 @@ struct ucmi_entry {
 };
 _Static_assert(sizeof(struct ucmi_entry) == 32, "two entries a cache line");
 
+enum { UCMI_GONE = 1 << 16 };
+struct ucmi_gone { /* what has been taken out and not been told; a ring */
+    uint64_t lost; /* besides */
+    uint32_t first, n;
+    struct {
+        ucm_key key;
+        uint16_t rank;
+    } v[UCMI_GONE];
+};
 struct ucmi_index {
     struct ucmi_entry *v;
     unsigned bits;
     size_t count;
+    struct ucmi_gone *gone; /* NULL: nobody has asked */
 };
 
 int ucmi_index_init(struct ucmi_index *ix);
@@ -42,6 +52,9 @@ void ucmi_index_prefetch(const struct ucmi_index *ix, const ucm_key *key, uint16
 void ucmi_index_remove(struct ucmi_index *ix, struct ucmi_entry *e);
 /* Takes out all entries of a lane; returns how many. */
 size_t ucmi_index_drop_lane(struct ucmi_index *ix, uint16_t lane);
+/* The keys of up to n entries that were taken out since, are in no lane now, and have not been told
+ * yet; adds how many cannot be told to *lost.  The first call has them kept.  -ENOMEM. */
+ssize_t ucmi_index_gone(struct ucmi_index *ix, ucm_key *keys, size_t n, uint64_t *lost);
 /* Sets found[i] to level for each key there; skips those whose found[i] is not 0.  now: seconds,
  * for `seen`.  Returns how many remain 0. */
 size_t ucmi_index_probe(const struct ucmi_index *ix, const ucm_key *keys, size_t n, uint16_t rank,

@@ -454,6 +454,17 @@ void ucmi_posix_await(struct ucmi_posix *p, uint64_t ticket, uint64_t until_ns)
     pthread_mutex_unlock(&p->news_lock);
 }
 
+ssize_t ucmi_posix_removed(struct ucmi_posix *p, ucm_key *keys, size_t n, uint64_t *lost)
+{
+    uint64_t ticket;
+    if (ucmi_posix_usable(p))
+        ucmi_posix_ask(p, &ticket); /* the answer is for the next call */
+    pthread_rwlock_wrlock(&p->lock);
+    ssize_t told = ucmi_index_gone(&p->index, keys, n, lost);
+    pthread_rwlock_unlock(&p->lock);
+    return told;
+}
+
 /* ---- submitting ---- */
 
 void ucmi_posix_claim(struct ucmi_posix *p, const struct ucm_xfer *x, uint8_t none, uint8_t mine,

@@ -246,6 +246,8 @@ bool ucmi_posix_usable(struct ucmi_posix *p);
 /* Looks the keys up in the index; how many are missing. */
 size_t ucmi_posix_probe(struct ucmi_posix *p, const ucm_key *keys, size_t n, uint32_t rank,
                         uint8_t level, uint8_t *found, bool loaded);
+/* ucm_removed, of this backend; adds to *lost. */
+ssize_t ucmi_posix_removed(struct ucmi_posix *p, ucm_key *keys, size_t n, uint64_t *lost);
 /* Asks the pump to read what others have published; false: there is nothing to wait for. */
 bool ucmi_posix_ask(struct ucmi_posix *p, uint64_t *ticket);
 void ucmi_posix_await(struct ucmi_posix *p, uint64_t ticket, uint64_t until_ns);

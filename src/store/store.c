@@ -343,6 +343,15 @@ ssize_t ucm_lookup_prefix(ucm_store *s, const ucm_key *keys, size_t n)
     return (ssize_t)hits;
 }
 
+ssize_t ucm_removed(ucm_store *s, ucm_key *keys, size_t n, uint64_t *lost)
+{
+    if (!s || n > SSIZE_MAX || (n && !keys) || !lost)
+        return -EINVAL;
+    struct ucm_tier *t = &s->tiers[s->ntiers - 1];
+    *lost = 0;
+    return t->ops->removed ? t->ops->removed(t, keys, n, lost) : -ENOTSUP;
+}
+
 void ucm_prefetch(ucm_store *s, const ucm_key *keys, size_t n)
 {
     if (s && keys && n && s->tiers[0].ops->prefetch)

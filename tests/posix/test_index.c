@@ -154,12 +154,91 @@ static void room_that_was_made_is_enough(void **state)
     ucmi_index_destroy(&ix);
 }
 
+static struct ucmi_entry entry_of(uint64_t i, uint16_t lane)
+{
+    struct ucmi_entry e = {.lane = lane};
+    ucmi_hash128(&i, sizeof i, e.key.b);
+    return e;
+}
+
+static void put(struct ucmi_index *ix, uint64_t i, uint16_t lane)
+{
+    struct ucmi_entry e = entry_of(i, lane);
+    assert_int_equal(ucmi_index_put(ix, &e, NULL), 0);
+}
+
+static void take(struct ucmi_index *ix, uint64_t i, uint16_t lane)
+{
+    struct ucmi_entry e = entry_of(i, lane);
+    ucmi_index_remove(ix, ucmi_index_find(ix, &e.key, 0, lane));
+}
+
+static bool is(const ucm_key *key, uint64_t i)
+{
+    struct ucmi_entry e = entry_of(i, 1);
+    return ucmi_key_eq(key, &e.key);
+}
+
+static void what_is_gone_is_told_once(void **state)
+{
+    struct ucmi_index ix;
+    ucm_key gone[100];
+    uint64_t lost = 0;
+    assert_int_equal(ucmi_index_init(&ix), 0);
+    for (uint64_t i = 0; i < 10; i++)
+        put(&ix, i, 1);
+    take(&ix, 0, 1); /* before anybody asked */
+    assert_int_equal(ucmi_index_gone(&ix, gone, 100, &lost), 0);
+    for (uint64_t i = 1; i < 6; i++)
+        take(&ix, i, 1);
+    put(&ix, 2, 1); /* is back */
+    put(&ix, 7, 2);
+    take(&ix, 7, 1); /* is still in another lane */
+    for (uint64_t i = 10; i < 2000; i++)
+        put(&ix, i, 1); /* the table grows */
+    assert_int_equal(ucmi_index_gone(&ix, gone, 3, &lost), 3);
+    assert_int_equal(ucmi_index_gone(&ix, gone + 3, 97, &lost), 1);
+    static const uint64_t told[] = {1, 3, 4, 5};
+    for (size_t i = 0; i < 4; i++)
+        assert_true(is(&gone[i], told[i]));
+    assert_int_equal(lost, 0);
+    assert_int_equal(ucmi_index_gone(&ix, gone, 100, &lost), 0);
+    ucmi_index_destroy(&ix);
+}
+
+static void what_cannot_be_told_is_counted(void **state)
+{
+    enum { MORE = 7, STEP = 1000 };
+    struct ucmi_index ix;
+    ucm_key gone[STEP];
+    uint64_t lost = 0;
+    size_t told = 0;
+    assert_int_equal(ucmi_index_init(&ix), 0);
+    assert_int_equal(ucmi_index_gone(&ix, gone, STEP, &lost), 0);
+    for (uint64_t i = 0; i < UCMI_GONE + MORE; i++) {
+        put(&ix, i, 1);
+        take(&ix, i, 1);
+    }
+    for (ssize_t n; (n = ucmi_index_gone(&ix, gone, STEP, &lost)) > 0; told += (size_t)n)
+        assert_true(is(&gone[0], told));
+    assert_int_equal(told, UCMI_GONE);
+    assert_int_equal(lost, MORE);
+    for (uint64_t i = 0; i < 20; i++)
+        put(&ix, i, (uint16_t)(i % 2 + 1));
+    ucmi_index_drop_lane(&ix, 1); /* to be read anew, perhaps */
+    assert_int_equal(ucmi_index_gone(&ix, gone, STEP, &lost), 0);
+    assert_int_equal(lost, MORE + 10);
+    ucmi_index_destroy(&ix);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(does_what_the_model_does),
         cmocka_unit_test(grows_and_keeps_all),
         cmocka_unit_test(room_that_was_made_is_enough),
+        cmocka_unit_test(what_is_gone_is_told_once),
+        cmocka_unit_test(what_cannot_be_told_is_counted),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -308,6 +308,54 @@ static void a_bound_smaller_than_a_segment_is_used(void **state)
     ucm_store_close(store);
 }
 
+/* Marks which of the n first blocks are told to be gone, each once. */
+static void hear(ucm_store *store, bool *gone, uint64_t n)
+{
+    ucm_key keys[7];
+    uint64_t lost;
+    for (ssize_t told; (told = ucm_removed(store, keys, 7, &lost)) > 0;)
+        for (ssize_t k = 0; k < told; k++) {
+            uint64_t i = 0;
+            while (i < n && memcmp(&keys[k], &(ucm_key[]){key_of(i)}, sizeof keys[k]))
+                i++;
+            assert_true(i < n && !gone[i]);
+            gone[i] = true;
+        }
+    assert_int_equal(lost, 0);
+}
+
+/* What was dumped and not told to be gone is there, for the owner and for who follows it. */
+static void what_is_evicted_is_told(void **state)
+{
+    enum { BLOCKS = 2000, STEP = 10 };
+    const char *options = "posix_capacity_gb=0.003"; /* some 300 blocks */
+    ucm_store *store = open_store(*state, &shape, options);
+    ucm_store *other = open_store(*state, &shape, options);
+    bool gone[BLOCKS] = {false}, heard[BLOCKS] = {false};
+    struct memory m;
+    memory_new(&m, store, &shape, STEP);
+    hear(store, gone, 0);
+    hear(other, heard, 0);
+    for (uint64_t i = 0; i < BLOCKS; i += STEP) {
+        dump_all(store, &m, i);
+        count_found(other, BLOCKS, 1); /* a miss has the journals read */
+        hear(store, gone, i + STEP);
+        hear(other, heard, i + STEP);
+    }
+    count_found(other, BLOCKS, 1);
+    hear(store, gone, BLOCKS);
+    hear(other, heard, BLOCKS);
+    assert_true(metric(store, "disk_compacted_total") >= 1);
+    assert_true(metric(store, "disk_evicted_total") > BLOCKS / 2);
+    for (uint64_t i = 0; i < BLOCKS; i++) {
+        assert_int_equal(count_found(store, i, 1), !gone[i]);
+        assert_int_equal(heard[i], gone[i]);
+    }
+    memory_free(&m);
+    ucm_store_close(other);
+    ucm_store_close(store);
+}
+
 #define TEST(f) cmocka_unit_test_setup_teardown(f, make_dir, remove_dir)
 
 int main(int argc, char **argv)
@@ -319,6 +367,7 @@ int main(int argc, char **argv)
         TEST(the_smallest_bound_holds_a_block),
         TEST(the_bound_holds_at_every_instant),
         TEST(tails_go_first),
+        TEST(what_is_evicted_is_told),
         TEST(what_a_lookup_found_stays_for_a_while),
         TEST(a_store_full_of_leases_drops_dumps),
         TEST(a_smaller_bound_is_met_at_the_next_start),

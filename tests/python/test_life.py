@@ -132,6 +132,7 @@ def test_what_is_left_of_a_closed_store_says_so(open_store, engine):
     store.close()
     calls = [
         lambda: store.lookup(keys("a")), lambda: store.lookup_prefix(keys("a")), lambda: store.prefetch(keys("a")),
+        store.removed,
         lambda: store.load(map, keys("a"), numbers(0)), lambda: store.dump(map, keys("a"), numbers(0)),
         lambda: store.map(engine.segments, 1, 1), store.metrics, store.__enter__, task.wait, task.done, task.failed,
         task.cancel, lambda: task.status(0), lambda: task.wait_shard(0), lambda: len(task),

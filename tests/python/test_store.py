@@ -222,6 +222,22 @@ def test_a_map_belongs_to_its_store(open_store, engine):
         one.load(map, keys("a"), numbers(0))
 
 
+def test_removed_names_what_was_evicted(open_store, engine):
+    store = open_store(posix_capacity_gb=0.001)
+    map, names = engine.map(store), [str(i) for i in range(200)]
+    assert store.removed() == (b"", 0)
+    for name in names:
+        store.dump(map, keys(name), numbers(0)).wait("stored")
+    gone, lost = store.removed()
+    assert lost == 0 and gone
+    assert [store.lookup(keys(name)) == b"\0" for name in names] == [
+        keys(name) in {gone[i : i + 16] for i in range(0, len(gone), 16)} for name in names
+    ]
+    assert store.removed() == (b"", 0)
+    with pytest.raises(OSError, match="not supported"):
+        open_store(store_pipeline="Cache|Empty", cache_buffer_capacity_gb=0.01).removed()
+
+
 def test_geometry_and_metrics(open_store, engine):
     store = open_store()
     assert (store.block_size, store.shard_size, store.nshards) == (NSHARDS * SHARD, SHARD, NSHARDS)

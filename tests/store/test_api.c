@@ -53,6 +53,7 @@ static void test_null_is_refused(void **state)
     assert_int_equal(ucm_task_status(NULL, 0), -EINVAL);
     assert_int_equal(ucm_lookup(NULL, NULL, 0, NULL), -EINVAL);
     assert_int_equal(ucm_lookup_prefix(NULL, NULL, 0), -EINVAL);
+    assert_int_equal(ucm_removed(NULL, NULL, 0, &(uint64_t){0}), -EINVAL);
     assert_null(store);
     ucm_conf_free(conf);
 }
