@@ -63,7 +63,7 @@ class Share:
 
     def seem_silent(self, minutes=2):
         """So much time passes for all lanes, as far as their journals tell."""
-        self.do(f"touch -d '{minutes} minutes ago' ucm/*/r*-*/journal")
+        self.do(f"touch -c -d '{minutes} minutes ago' ucm/*/r*-*/journal")
 
     def close(self):
         for a in self.agents:

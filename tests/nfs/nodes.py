@@ -24,7 +24,7 @@ HERE = pathlib.Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 BUILD = pathlib.Path(os.environ.get("UCM_BUILD", ROOT / "build")).resolve()
 LINES = 5  # serial lines a node has: one for commands, the others for agents
-LATE_S = 90  # who has not answered by then hangs
+LATE_S = 240  # who has not answered by then hangs: longer than an RPC that is lost and sent again (60 s)
 
 
 class Server(typing.NamedTuple):
