@@ -20,7 +20,10 @@
 #include <inttypes.h>
 #include <stdlib.h>
 
-enum { MAX_TOUCHES = UCMI_COMPACT_SLACK / 4 }; /* in a commit */
+enum {
+    MAX_TOUCHES = UCMI_COMPACT_SLACK / 4, /* in a commit */
+    SEEN_STEP = 4096                      /* entries of the index */
+};
 
 /* ---- adding ---- */
 
@@ -66,20 +69,50 @@ void ucmi_commit_unsay(struct ucmi_lane *lane, uint32_t segment)
 }
 
 /* Once a tick; and it is only advice: it never makes a journal longer than its room. */
-void ucmi_commit_touch(struct ucmi_posix *p, const ucm_key *key)
+static bool touch(struct ucmi_posix *p, const ucm_key *key, uint16_t rank, uint32_t tick)
 {
-    uint16_t rank = (uint16_t)p->geo->rank;
-    uint32_t tick = ucmi_tick((uint64_t)time(NULL));
     uint64_t word = ucmi_key_word(key, rank) ^ tick;
     uint64_t *told = &p->touched[ucmi_key_word(key, rank) % UCMI_TOUCHED];
     if (*told == word)
-        return;
+        return true;
     p->wants_lane = !p->nown && !p->read_only;
     if (!p->nown || p->own[0]->own->lost || p->own[0]->own->pending.n >= MAX_TOUCHES)
-        return;
+        return false;
     *told = word;
     struct ucmi_record r = {.op = UCMI_TOUCH, .rank = rank, .key = *key, .tick = tick};
-    ucmi_commit_add(p->own[0], &r, NULL);
+    return ucmi_commit_add(p->own[0], &r, NULL) == 0;
+}
+
+void ucmi_commit_touch(struct ucmi_posix *p, const ucm_key *key)
+{
+    touch(p, key, (uint16_t)p->geo->rank, ucmi_tick((uint64_t)time(NULL)));
+}
+
+void ucmi_commit_touch_seen(struct ucmi_posix *p)
+{
+    struct ucmi_telling *t = &p->telling;
+    uint32_t now = ucmi_tick((uint64_t)time(NULL));
+    size_t size = (size_t)1 << p->index.bits;
+    if (!p->nown) /* to look up takes no lane */
+        return;
+    if (!t->left && t->to != now) {
+        t->from = (t->to ? t->to : now) - 1; /* what is loaded is dated back a little */
+        t->to = now;
+        t->left = size;
+        t->most = UCMI_TOUCHED;
+    }
+    for (size_t n = MIN(t->left, (size_t)SEEN_STEP); n; n--, t->left--, t->at++) {
+        const struct ucmi_entry *e = &p->index.v[t->at % size];
+        uint32_t tick = ucmi_tick(atomic_load_explicit(&e->seen, memory_order_relaxed));
+        if (!e->lane || p->lanes[e->lane]->own || tick < t->from || tick >= t->to)
+            continue;
+        if (!touch(p, &e->key, e->rank, tick))
+            return; /* no room: from here on the next time */
+        if (--t->most == 0) {
+            t->left = 0; /* from here on in the next tick */
+            return;
+        }
+    }
 }
 
 void ucmi_batch_fail(struct ucmi_posix *p, struct ucmi_batch *b, int err)

@@ -111,6 +111,13 @@ enum { UCMI_MAX_WATCHES = 32 };
 
 enum { UCMI_BLOCK_CHAINS = 4096, UCMI_TOUCHED = 4096 };
 
+/* Others are told what was seen of blocks in their lanes: one round through the index a tick. */
+struct ucmi_telling {
+    uint32_t from, to; /* what was seen in these ticks, the last one excluded */
+    uint32_t most;     /* blocks to be told of in this round */
+    size_t at, left;   /* entries of the index */
+};
+
 enum { UCMI_MAX_BACKENDS = 16 };
 
 struct ucmi_posix_options { /* the table is in backends.c */
@@ -205,6 +212,7 @@ struct ucmi_posix {
     uint64_t full_until_ns, no_lane_until_ns;
     int no_lane_err;
     uint64_t touched[UCMI_TOUCHED]; /* key word ^ tick of recent touches */
+    struct ucmi_telling telling;
     unsigned open_segs;
     unsigned failures;  /* dumps in a row */
     bool fits;          /* all there is has been seen to fit the bound */
@@ -315,6 +323,9 @@ uint64_t ucmi_blocks_deadline(const struct ucmi_posix *p);
 int ucmi_commit_add(struct ucmi_lane *lane, const struct ucmi_record *r, struct ucmi_block *block);
 /* Tells the owner of the block's lane that it has been of use, by way of a journal of ours. */
 void ucmi_commit_touch(struct ucmi_posix *p, const ucm_key *key);
+/* The same for what lookups, and loads from a tier above, have found there since the last tick:
+ * looks at some of the index at a time, and tells of so many blocks in a tick. */
+void ucmi_commit_touch_seen(struct ucmi_posix *p);
 void ucmi_commit_kick(struct ucmi_posix *p, struct ucmi_lane *lane);
 void ucmi_batch_fail(struct ucmi_posix *p, struct ucmi_batch *b, int err);
 /* Writes records at once: only when nothing flies (taking, shrinking). */

@@ -506,6 +506,7 @@ static void tend_lanes(struct ucmi_posix *p)
     }
     ucmi_asked_serve(p);
     ucmi_ear_open(p);
+    ucmi_commit_touch_seen(p);
     for (unsigned i = p->nown; i-- > 0;)
         if (p->own[i]->own->lost)
             ucmi_own_drain(p, p->own[i]);

@@ -128,6 +128,48 @@ static void what_is_loaded_from_dram_is_used(void **state)
     ucm_store_close(store);
 }
 
+/* The owner of a block hears that others have used it, when they next do something. */
+static void used_by_another(const char *dir, const char *how, bool load)
+{
+    enum { HALF = 16 };
+    ucm_store *store = open_store(dir, &shape, how), *other = open_store(dir, &shape, how);
+    for (uint64_t i = 0; i < 2 * HALF; i++)
+        one(store, true, i);
+    one(other, true, 500); /* it has a lane */
+    wait_ticks(20);
+    double reads = metric(other, "disk_reads_total");
+    for (uint64_t i = 0; i < HALF; i++)
+        if (load)
+            one(other, false, i);
+        else
+            assert_int_equal(count_found(other, i, 1), 1);
+    assert_int_equal(metric(other, "disk_reads_total"), reads); /* of that it would have heard */
+    wait_ticks(1);
+    one(other, true, 501);
+    one(other, true, 502);
+    fill(store);
+    push_out(store, HALF / 2);
+    ucm_store_close(other);
+    ucm_store_close(store); /* and the DRAM with it */
+    store = open_store(dir, &shape, options);
+    assert_int_equal(count_found(store, 0, HALF), HALF);
+    assert_true(count_found(store, HALF, HALF) < HALF);
+    ucm_store_close(store);
+}
+
+static void a_lookup_by_another_is_a_use(void **state)
+{
+    used_by_another(*state, options, false);
+}
+
+static void what_another_loads_from_dram_is_used(void **state)
+{
+    used_by_another(*state,
+                    "posix_capacity_gb=0.0015 store_pipeline=Cache|Posix "
+                    "cache_buffer_capacity_gb=0.01",
+                    true);
+}
+
 /* Nor does it keep for ten seconds what has been loaded: a disk of which all blocks were is not
  * full. */
 static void what_is_loaded_from_dram_can_go(void **state)
@@ -183,8 +225,12 @@ static void who_comes_back_has_been_used_again(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        TEST(what_was_used_again_outlives_what_was_not), TEST(a_lookup_is_a_use),
-        TEST(what_is_loaded_from_dram_is_used),          TEST(what_is_loaded_from_dram_can_go),
+        TEST(what_was_used_again_outlives_what_was_not),
+        TEST(a_lookup_is_a_use),
+        TEST(what_is_loaded_from_dram_is_used),
+        TEST(what_is_loaded_from_dram_can_go),
+        TEST(a_lookup_by_another_is_a_use),
+        TEST(what_another_loads_from_dram_is_used),
         TEST(who_comes_back_has_been_used_again),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
