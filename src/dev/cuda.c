@@ -21,7 +21,6 @@ enum {
     REGISTER_PORTABLE = 1,
     ACCESS_STREAM = 1,     /* a source is read when the copy's turn on the stream has come */
     OVERLAP_PREFERRED = 1, /* leave the processors to the engine */
-    BATCH = 1024,          /* copies in one call: three arrays of them are on the stack */
 };
 
 struct location {
@@ -55,7 +54,6 @@ struct cuda {
                     size_t *failed, void *stream);
     int (*text)(int code, const char **text);
     int handle; /* of the device */
-    _Atomic bool one_by_one; /* the driver has a function for batches, and does not serve it */
 };
 #define NEEDS(member, name)    UCMI_NEEDS(struct cuda, member, name)
 #define MAY_HAVE(member, name) UCMI_MAY_HAVE(struct cuda, member, name)
@@ -100,6 +98,7 @@ static const struct ucmi_code codes[] = {
 static int cuda_count(struct ucmi_gpu *g, int *n_p)
 {
     struct cuda *c = (struct cuda *)g;
+    g->batches = c->batch || c->batch_12;
     int code = c->init(0);
     return code ? code : c->count(n_p);
 }
@@ -142,20 +141,21 @@ static int cuda_wait(struct ucmi_gpu *g, void *stream, void *event)
     return ((struct cuda *)g)->wait(stream, event, 0);
 }
 
-static int copy_each(struct cuda *c, void *stream, int to_host, const struct ucm_copy *v, size_t n)
+static int cuda_copy(struct ucmi_gpu *g, void *stream, int to_host, const struct ucm_copy *one)
 {
-    int code = 0;
-    for (size_t i = 0; i < n && !code; i++)
-        code = to_host ? c->to_host(v[i].host, (uintptr_t)v[i].dev, v[i].len, stream)
-                       : c->to_device((uintptr_t)v[i].dev, v[i].host, v[i].len, stream);
-    return code;
+    struct cuda *c = (struct cuda *)g;
+    uint64_t dev = (uintptr_t)one->dev;
+    return to_host ? c->to_host(one->host, dev, one->len, stream)
+                   : c->to_device(dev, one->host, one->len, stream);
 }
 
-static int copy_batch(struct cuda *c, void *stream, int to_host, const struct ucm_copy *v, size_t n)
+static int cuda_batch(struct ucmi_gpu *g, void *stream, int to_host, const struct ucm_copy *v,
+                      size_t n)
 {
+    struct cuda *c = (struct cuda *)g;
     struct attributes how = {.access = ACCESS_STREAM, .flags = OVERLAP_PREFERRED};
-    uint64_t to[BATCH], from[BATCH];
-    size_t len[BATCH], first = 0, failed;
+    uint64_t to[UCMI_BATCH], from[UCMI_BATCH];
+    size_t len[UCMI_BATCH], first = 0, failed;
     for (size_t i = 0; i < n; i++) {
         uint64_t dev = (uintptr_t)v[i].dev, host = (uintptr_t)v[i].host;
         to[i] = to_host ? host : dev;
@@ -166,26 +166,6 @@ static int copy_batch(struct cuda *c, void *stream, int to_host, const struct uc
                     : c->batch_12(to, from, len, n, &how, &first, 1, &failed, stream);
 }
 
-static int cuda_copy(struct ucmi_gpu *g, void *stream, int to_host, const struct ucm_copy *v,
-                     size_t n)
-{
-    struct cuda *c = (struct cuda *)g;
-    int code = 0;
-    for (size_t i = 0, some; i < n && !code; i += some) {
-        some = MIN(n - i, (size_t)BATCH);
-        bool batch = some > 1 && (c->batch || c->batch_12) && !atomic_load(&c->one_by_one);
-        if (batch) {
-            code = copy_batch(c, stream, to_host, v + i, some);
-            batch = code != NOT_SUPPORTED;
-            if (!batch)
-                atomic_store(&c->one_by_one, true);
-        }
-        if (!batch)
-            code = copy_each(c, stream, to_host, v + i, some);
-    }
-    return code;
-}
-
 static const char *cuda_text(struct ucmi_gpu *g, int code)
 {
     const char *text = NULL;
@@ -193,13 +173,11 @@ static const char *cuda_text(struct ucmi_gpu *g, int code)
     return text;
 }
 
-static void cuda_describe(struct ucmi_gpu *g, char *text, size_t len)
+static void cuda_version(struct ucmi_gpu *g, char *text, size_t len)
 {
-    struct cuda *c = (struct cuda *)g;
     int version = 0;
-    c->version(&version);
-    snprintf(text, len, "CUDA %d.%d, copies %s", version / 1000, version % 1000 / 10,
-             c->batch || c->batch_12 ? "in batches" : "one by one");
+    ((struct cuda *)g)->version(&version);
+    snprintf(text, len, "CUDA %d.%d", version / 1000, version % 1000 / 10);
 }
 
 static const struct ucmi_vendor vendor = {
@@ -218,8 +196,10 @@ static const struct ucmi_vendor vendor = {
     .pin = cuda_pin,
     .stream_new = cuda_stream_new,
     .copy = cuda_copy,
+    .batch = cuda_batch,
+    .no_batch = NOT_SUPPORTED,
     .wait = cuda_wait,
     .text = cuda_text,
-    .describe = cuda_describe,
+    .version = cuda_version,
 };
 UCMI_VENDOR_DEVICE(cuda, struct cuda, vendor, "NVIDIA GPUs");

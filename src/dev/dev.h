@@ -7,7 +7,8 @@
 
 #include "base/base.h"
 
-extern const struct ucm_dev_ops ucmi_dev_host, ucmi_dev_sim, ucmi_dev_cuda;
+extern const struct ucm_dev_ops ucmi_dev_host, ucmi_dev_cuda, ucmi_dev_ascend, ucmi_dev_musa,
+    ucmi_dev_maca, ucmi_dev_hip, ucmi_dev_cudart, ucmi_dev_sim;
 
 /* sim: an event that the test fires; a copy queued after it must not move a byte before. */
 struct ucmi_sim_event;

@@ -116,9 +116,10 @@ int ucmi_gpu_probe(const struct ucmi_vendor *v, char *text, size_t len)
     g->vendor = v;
     int err = find(g, &file, &n, text, len);
     if (!err) {
-        if (v->describe)
-            v->describe(g, more, sizeof more);
-        snprintf(text, len, "%s%s%s", file, *more ? ", " : "", more);
+        if (v->version)
+            v->version(g, more, sizeof more);
+        snprintf(text, len, "%s%s%s, copies %s", file, *more ? ", " : "", more,
+                 g->batches ? "in batches" : "one by one");
     }
     free(g);
     return err ? err : n;
@@ -365,12 +366,32 @@ void ucmi_gpu_stream_free(void *d, void *stream)
     leave(g, was);
 }
 
+/* ---- copies ---- */
+
+static int copy_some(struct ucmi_gpu *g, void *stream, int to_host, const struct ucm_copy *v,
+                     size_t n)
+{
+    const struct ucmi_vendor *vendor = g->vendor;
+    int code;
+    if (n > 1 && atomic_load(&g->batches)) {
+        code = vendor->batch(g, stream, to_host, v, n);
+        if (code != vendor->no_batch)
+            return code;
+        atomic_store(&g->batches, false);
+    }
+    code = 0;
+    for (size_t i = 0; i < n && !code; i++)
+        code = vendor->copy(g, stream, to_host, &v[i]);
+    return code;
+}
+
 int ucmi_gpu_copy(void *d, void *stream, int to_host, const struct ucm_copy *v, size_t n)
 {
     struct ucmi_gpu *g = d;
+    struct stream *s = stream;
     int code = n ? enter_and_stay(g) : 0;
-    if (n && !code)
-        code = g->vendor->copy(g, ((struct stream *)stream)->handle, to_host, v, n);
+    for (size_t i = 0; i < n && !code; i += UCMI_BATCH)
+        code = copy_some(g, s->handle, to_host, v + i, MIN(n - i, (size_t)UCMI_BATCH));
     return result(g, code, to_host ? "copying to the host" : "copying to the device");
 }
 

@@ -15,13 +15,16 @@
 
 #include "dev/dev.h"
 
+enum { UCMI_BATCH = 1024 }; /* copies in one call: three arrays of them are on a stack */
+
 /* The private state of a vendor's device begins with this. */
 struct ucmi_gpu {
     const struct ucmi_vendor *vendor;
     void *library;
     int ordinal;
-    void *context; /* what a thread must have set before it calls; see use */
-    struct {       /* the calls that are alike in all libraries */
+    void *context;        /* what a thread must have set before it calls; see use */
+    _Atomic bool batches; /* the library copies a whole vector with one call */
+    struct {              /* the calls that are alike in all libraries */
         int (*stream_free)(void *stream);
         int (*stream_sync)(void *stream);
         int (*event_new)(void **event, unsigned flags);
@@ -54,13 +57,14 @@ struct ucmi_code {
 struct ucmi_vendor {
     const char *name;
     size_t size;              /* of the private state */
-    const char *libraries[3]; /* names to try, up to NULL */
+    const char *libraries[4]; /* names to try, up to NULL */
     const char *prefix;
     const struct ucmi_symbol *symbols;
     const struct ucmi_code *codes;
     unsigned event_flags; /* for event_new: no timing, and who waits for it sleeps */
 
-    int (*count)(struct ucmi_gpu *g, int *n_p); /* also makes the library ready for use */
+    /* Also makes the library ready for use, and sets g->batches. */
+    int (*count)(struct ucmi_gpu *g, int *n_p);
     /* Sets g->context to that of g->ordinal, which the engine uses as well; the thread keeps its
      * own. */
     int (*acquire)(struct ucmi_gpu *g);
@@ -69,11 +73,14 @@ struct ucmi_vendor {
     int (*use)(struct ucmi_gpu *g, void *context);        /* makes it the thread's */
     int (*pin)(struct ucmi_gpu *g, void *p, size_t len);
     int (*stream_new)(struct ucmi_gpu *g, void **stream_p);
-    int (*copy)(struct ucmi_gpu *g, void *stream, int to_host, const struct ucm_copy *v, size_t n);
+    int (*copy)(struct ucmi_gpu *g, void *stream, int to_host, const struct ucm_copy *c);
+    /* As many as UCMI_BATCH; no_batch: the error with which a library says that it only has the
+     * function. */
+    int (*batch)(struct ucmi_gpu *g, void *stream, int to_host, const struct ucm_copy *v, size_t n);
+    int no_batch;
     int (*wait)(struct ucmi_gpu *g, void *stream, void *event);
-    const char *(*text)(struct ucmi_gpu *g, int code); /* of an error, or NULL */
-    /* For people: the library's version, how copies are made. */
-    void (*describe)(struct ucmi_gpu *g, char *text, size_t len);
+    const char *(*text)(struct ucmi_gpu *g, int code);           /* of an error, or NULL */
+    void (*version)(struct ucmi_gpu *g, char *text, size_t len); /* for people; optional */
 };
 
 int ucmi_gpu_probe(const struct ucmi_vendor *vendor, char *text, size_t len);

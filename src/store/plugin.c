@@ -20,9 +20,8 @@ static const struct ucm_tier_ops *const tiers[] = {
     &ucmi_tier_posix,
 };
 static const struct ucm_dev_ops *const devices[] = {
-    &ucmi_dev_host,
-    &ucmi_dev_cuda,
-    &ucmi_dev_sim,
+    &ucmi_dev_host, &ucmi_dev_cuda, &ucmi_dev_ascend, &ucmi_dev_musa,
+    &ucmi_dev_maca, &ucmi_dev_hip,  &ucmi_dev_cudart, &ucmi_dev_sim,
 };
 
 const struct ucm_plugin *const ucmi_plugins[] = {

@@ -37,7 +37,8 @@ static const struct ucm_option options[] = {
     {"lookup_timeout_ms", UCM_T_INT, AT(lookup_timeout_ms), "1000", "1", "3600000",
      "the longest a lookup waits to read what other processes have just published"},
     {"device", UCM_T_STR, AT(device), "auto", NULL, NULL,
-     "where the engine's memory is: host, cuda, sim (for tests), or auto: what the engine says, "
+     "where the engine's memory is: host, cuda, ascend, musa, maca, hip, cudart, sim (for tests), "
+     "or auto: what the engine says, "
      "else host"},
     {"device_id", UCM_T_INT, AT(device_id), "0", "0", "1023", "which of the node's devices"},
     {NULL},

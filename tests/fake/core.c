@@ -144,7 +144,7 @@ void core_set(int ordinal)
 
 int core_current(void)
 {
-    return current;
+    return current < 0 && core_implicit ? 0 : current;
 }
 
 void core_retain(int ordinal, int by)
@@ -213,7 +213,7 @@ EXPORT void *fake_view(void *p)
 
 enum fake_error core_pin(void *p, size_t len)
 {
-    if (current < 0)
+    if (core_current() < 0)
         return FAKE_NO_CONTEXT;
     if (!p || !len || (uintptr_t)p % PAGE)
         return FAKE_INVALID;
@@ -233,7 +233,7 @@ enum fake_error core_pin(void *p, size_t len)
 
 enum fake_error core_unpin(void *p)
 {
-    if (current < 0)
+    if (core_current() < 0)
         return FAKE_NO_CONTEXT;
     pthread_mutex_lock(&lock);
     struct range *r = find(registered, p, 1);
@@ -302,11 +302,11 @@ static struct stream *stream_of(void *p)
 
 enum fake_error core_stream_new(void **stream_p)
 {
-    if (current < 0)
+    if (core_current() < 0)
         return FAKE_NO_CONTEXT;
     struct stream *s = get(sizeof *s);
     s->magic = STREAM;
-    s->ordinal = current;
+    s->ordinal = core_current();
     s->tail = &s->head;
     if (pthread_create(&s->thread, NULL, run, s))
         core_die("no thread");
@@ -344,9 +344,9 @@ void core_stream_free(void *p)
 
 static enum fake_error enqueue(struct stream *s, const struct op *op)
 {
-    if (current != s->ordinal)
+    if (core_current() != s->ordinal)
         core_die("device %d is not set in the thread that uses its stream, but %d", s->ordinal,
-                 current);
+                 core_current());
     if (broken) /* by now: the call had begun */
         return FAKE_OK;
     struct op *o = get(sizeof *o);
@@ -359,7 +359,7 @@ static enum fake_error enqueue(struct stream *s, const struct op *op)
 
 enum fake_error core_copy(void *stream, int to_host, void *to, const void *from, size_t len)
 {
-    if (current < 0)
+    if (core_current() < 0)
         return FAKE_NO_CONTEXT;
     pthread_mutex_lock(&lock);
     struct stream *s = stream_of(stream);
@@ -411,7 +411,7 @@ static struct event *event_new(bool engine)
 
 enum fake_error core_event_new(void **event_p)
 {
-    if (current < 0)
+    if (core_current() < 0)
         return FAKE_NO_CONTEXT;
     *event_p = event_new(false);
     return FAKE_OK;
@@ -426,7 +426,7 @@ void core_event_free(void *p)
 
 enum fake_error core_event_record(void *event, void *stream)
 {
-    if (current < 0)
+    if (core_current() < 0)
         return FAKE_NO_CONTEXT;
     pthread_mutex_lock(&lock);
     struct event *e = event_of(event);
@@ -439,7 +439,7 @@ enum fake_error core_event_record(void *event, void *stream)
 /* Of an event that is recorded again later, only what was recorded by now is waited for. */
 enum fake_error core_event_wait(void *stream, void *event)
 {
-    if (current < 0)
+    if (core_current() < 0)
         return FAKE_NO_CONTEXT;
     pthread_mutex_lock(&lock);
     struct event *e = event_of(event);
@@ -545,7 +545,7 @@ EXPORT void fake_context(int ordinal)
 
 EXPORT int fake_context_is(int ordinal)
 {
-    return current == ordinal;
+    return core_current() == ordinal || (core_implicit && ordinal < 0 && core_current() == 0);
 }
 
 EXPORT unsigned long fake_calls(const char *name)

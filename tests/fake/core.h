@@ -14,6 +14,9 @@
 #define EXPORT __attribute__((visibility("default")))
 enum { FAKE_DEVICES = 2 };
 
+/* Whether a thread that has set no device has the first one. */
+extern const bool core_implicit;
+
 /* Errors, in no vendor's numbers: each skin has a table of them. */
 enum fake_error {
     FAKE_OK,
@@ -43,5 +46,16 @@ void core_event_free(void *event);
 enum fake_error core_event_record(void *event, void *stream);
 enum fake_error core_event_wait(void *stream, void *event);
 int core_event_sync(void *event);
+
+/* What the skins are made of: a function of the vendor's, and its beginning. */
+#define CALL(name, ...)                                                                            \
+    EXPORT int name(__VA_ARGS__);                                                                  \
+    EXPORT int name(__VA_ARGS__)
+#define ENTER                                                                                      \
+    do {                                                                                           \
+        int code_ = core_enter(__func__);                                                          \
+        if (code_)                                                                                 \
+            return code_;                                                                          \
+    } while (0)
 
 #endif

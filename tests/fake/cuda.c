@@ -9,16 +9,7 @@ static const int codes[FAKE_ERRORS] = {[FAKE_INVALID] = 1,
                                        [FAKE_NO_CONTEXT] = 201,
                                        [FAKE_REGISTERED] = 712,
                                        [FAKE_NOT_REGISTERED] = 713};
-#define CALL(name, ...)                                                                            \
-    EXPORT int name(__VA_ARGS__);                                                                  \
-    EXPORT int name(__VA_ARGS__)
-#define ENTER                                                                                      \
-    do {                                                                                           \
-        int code_ = core_enter(__func__);                                                          \
-        if (code_)                                                                                 \
-            return code_;                                                                          \
-    } while (0)
-
+const bool core_implicit = false;
 static char contexts[FAKE_DEVICES];
 static _Atomic bool ready;
 #define READY                                                                                      \

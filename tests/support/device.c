@@ -15,6 +15,11 @@ const struct ts_device ts_devices[] = {
     {"host", NULL, 0, false},
     {"sim", NULL, 0, true},
     {"cuda", "libcuda.so.1", 1, true},
+    {"ascend", "libascendcl.so", 1, true},
+    {"musa", "libmusart.so", 1, true, true},
+    {"maca", "libmcruntime.so", 1, true, true},
+    {"hip", "libamdhip64.so", 1, true, true},
+    {"cudart", "libcudart.so", 1, true, true},
 };
 const size_t ts_ndevices = TS_LEN(ts_devices);
 
