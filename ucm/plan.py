@@ -226,7 +226,7 @@ def from_trace(o, token_bytes):
     trace, tokens = read_trace(o.trace, o.trace_block_tokens)
     distinct = len({b for r in trace for b in r[3]})
     asked = sum(len(r[3]) for r in trace)
-    sizes = [max(1, distinct // d) for d in (64, 16, 4, 2, 1)]
+    sizes = [max(1, distinct // d) for d in (256, 64, 16, 4, 2, 1)]
     ratios = [sum(lru_hits(trace, n)) / max(1, asked) for n in sizes]
     block = tokens * token_bytes
     enough = next(n for n, ratio in zip(sizes, ratios) if ratio >= 0.95 * ratios[-1])
@@ -239,7 +239,8 @@ def from_trace(o, token_bytes):
     o.rate = o.rate or len(trace) / span
     sizing = {"working_set_tib": distinct * block / TIB, "disk_tib": kept * block / TIB,
               "hit_ratio_by_tib": {f"{n * block / TIB:.3g}": round(ratio, 4) for n, ratio in zip(sizes, ratios)}}
-    return requests, sizing
+    half = next(n for n, ratio in zip(sizes, ratios) if ratio >= 0.5 * ratios[-1])
+    return requests, {**sizing, "dram_tib_for_half_of_the_hits": half * block / TIB}
 
 
 # ---- the answer ----
@@ -304,22 +305,35 @@ class Planner:
     def good(self, f):
         return f.ttft["p90"] <= self.o.ttft_p90 and f.tpot["p90"] <= self.o.tpot
 
-    def answer(self):
-        pd, o = self.system.decode is not None, self.o
-        prefills = o.prefills or (MOST if pd else least(lambda n: self.good(self.run(n, 0)), 1, MOST))
-        decodes = 0
-        if pd:
-            many = min(len(self.load), MOST)
-            decodes = o.decodes or least(lambda n: self.good(self.run(o.prefills or many, n)), 1, many)
-            if decodes and not o.prefills:
-                prefills = least(lambda n: self.good(self.run(n, decodes)), 1, many)
-        if not prefills or (pd and not decodes) or not self.good(f := self.run(prefills, decodes)):
-            raise Wrong(self._why_not(prefills, decodes))
+    def counts(self):
+        """The fewest engines: at first as if storage were no bound, then near there with storage as it is, for more
+        engines do not make up for it: they share it."""
+        o, many, pd = self.o, min(len(self.load), MOST), self.system.decode is not None
 
+        def free(prefills, decodes):
+            return self.good(self.run(prefills, decodes, read=INF, write=INF))
+
+        def near(n, given):
+            return [n] if given or not n else sorted({n, n + 1, math.ceil(1.25 * n), math.ceil(1.5 * n), 2 * n, 3 * n})
+        decodes = 0 if not pd else o.decodes or least(lambda n: free(o.prefills or many, n), 1, many)
+        if decodes is None:
+            return None
+        prefills = o.prefills or least(lambda n: free(n, decodes), 1, many)
+        if prefills is None:
+            return None
+        pairs = sorted(itertools.product(near(prefills, o.prefills), near(decodes, o.decodes)), key=sum)
+        return next((pair for pair in pairs if self.good(self.run(*pair))), None)
+
+    def answer(self):
+        o, counts = self.o, self.counts()
+        if not counts:
+            raise Wrong(self._why_not())
+        prefills, decodes = counts
+        f = self.run(prefills, decodes)
         def enough(kind, n, **others):
             given = getattr(self.system.store, kind)
-            if given < INF:
-                return given
+            if given < INF or not getattr(f, kind):
+                return given if given < INF else 0.0
             fits = lambda rate: self.good(self.run(n, decodes, **{kind: rate}, **others))  # noqa: E731
             return least_rate(fits, (getattr(f, kind) or 1.0) / 4, 1e13)
         rows = []
@@ -329,7 +343,7 @@ class Planner:
             write = enough("write", n)
             if self.system.store.write == INF:
                 write = max(1.25 * write, f.write / 0.7)  # a reserve: behind it reads can be slower
-                while not self.good(self.run(n, decodes, write=write)):
+                while write and not self.good(self.run(n, decodes, write=write)):
                     write *= 1.25
             read = enough("read", n, write=write)
             g = self.run(n, decodes, read=read, write=write)
@@ -337,13 +351,13 @@ class Planner:
                          "read_gbs": read / GB, "write_gbs": write / GB, **dataclasses.asdict(g)})
         return rows
 
-    def _why_not(self, prefills, decodes):
+    def _why_not(self):
         o, store = self.o, self.system.store
         f = measure([dataclasses.replace(max(self.load, key=lambda r: r.prompt - r.hit), at=0.0)], dataclasses.replace(
             self.system, prefills=1, decodes=1 if self.system.decode else 0))
-        given = f"{prefills} and {decodes}" if o.prefills or o.decodes else f"up to {MOST}"
+        given = " and ".join(f"--{kind} {n}" for kind in ("prefills", "decodes") if (n := getattr(o, kind))) or "any engines"
         storage = f" and --read-gbs {store.read / GB:g}" if store.read < INF else ""
-        return (f"--ttft-p90 {o.ttft_p90:g} s and --tpot {o.tpot:g} s are not met with {given} engines{storage}: the "
+        return (f"--ttft-p90 {o.ttft_p90:g} s and --tpot {o.tpot:g} s are not met with {given}{storage}: the "
                 f"longest request, alone, takes {f.ttft['p90']:.3g} s and {f.tpot['p90']:.3g} s a token; give larger "
                 "targets, more --gpus an engine, or faster storage")
 

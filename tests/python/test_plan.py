@@ -227,6 +227,25 @@ def test_the_answer_meets_what_was_asked(capsys):
         assert answer["assumptions"] and answer == asked(capsys, *H100, *LOAD, "--pd", pd)
 
 
+def test_what_costs_nothing_is_not_asked_for(capsys):
+    row = asked(capsys, *H100, "--rate", "1", "--prompt", "1000", "--hit", "0")["plans"][0]
+    assert row["read_gbs"] == 0 and row["write_gbs"] > 0 and row["prefill_engines"] == 1
+
+
+def test_given_and_asked(capsys):
+    """What one question answers is enough for the other."""
+    first = asked(capsys, *H100, *LOAD, "--pd", "store")["plans"][0]
+    given = ["--read-gbs", str(first["read_gbs"] * 1.01), "--write-gbs", str(first["write_gbs"])]
+    again = asked(capsys, *H100, *LOAD, "--pd", "store", *given)["plans"][0]
+    assert (again["prefill_engines"], again["decode_engines"]) == (first["prefill_engines"], first["decode_engines"])
+    counts = ["--prefills", str(first["prefill_engines"]), "--decodes", str(first["decode_engines"])]
+    fixed = asked(capsys, *H100, *LOAD, "--pd", "store", *counts)["plans"]
+    assert len(fixed) == 1 and fixed[0]["read_gbs"] == pytest.approx(first["read_gbs"])
+    calibrated = asked(capsys, *QWQ, "--gpus", "4", "--calibrate", str(PLANNING / "qwq-32b-4xh100.csv"), "--gpu-gbs", "3350",
+                       "--rate", "1")
+    assert calibrated["plans"][0]["ttft"]["p90"] <= 2
+
+
 def test_text():
     done = run(*QWQ, "--calibrate", str(PLANNING / "qwq-32b-4xh100.csv"), "--decode-ms", "20,0.3", *LOAD)
     assert done.returncode == 0, done.stderr

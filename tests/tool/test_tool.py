@@ -3,6 +3,7 @@
 usage: test_tool.py UCM MAKE_STORE EXAMPLE OPTIONS_MD [unittest arguments]"""
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -61,6 +62,13 @@ class Words(Tool):
             env = dict(os.environ, PYTHONPATH=place)
             done = subprocess.run([UCM, "plan", "--rate", "4", "a b"], capture_output=True, text=True, env=env, timeout=120)
             self.ends(done, 1, out="['--rate', '4', 'a b']")
+            beside = Path(place, "bin")
+            beside.mkdir()
+            shutil.copy(UCM, beside)
+            (beside / "python3").write_text("#!/bin/sh\necho beside it\n")
+            (beside / "python3").chmod(0o755)
+            done = subprocess.run([beside / "ucm", "plan"], capture_output=True, text=True, env=env, timeout=120)
+            self.ends(done, GOOD, out="beside it")
             Path(place, "ucm/plan.py").unlink()
             done = subprocess.run([UCM, "plan"], capture_output=True, text=True, env=env, timeout=120)
             self.ends(done, CANNOT, err="pip install .")
