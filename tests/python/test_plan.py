@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from ucm import plan
+from ucm import costs, plan
 from ucm.simulate import INF, Costs, Engine, Request, Store, System, simulate
 
 PLANNING = Path(__file__).parents[2] / "examples" / "planning"
@@ -116,17 +116,17 @@ def test_a_closed_loop():
 # ---- measured tables ----
 
 def table(name):
-    return plan.read_table(PLANNING / f"{name}.csv")
+    return costs.read_table(PLANNING / f"{name}.csv")
 
 
 def system(config, **kwargs):
-    model = plan.geometry(json.loads((PLANNING / f"{config}.json").read_text()))
+    model = costs.geometry(json.loads((PLANNING / f"{config}.json").read_text()))
     return System(Engine(layers=model.layers, **kwargs), 1, store=Store(model.token_bytes))
 
 
 def foretold(rows, base):
-    x = plan.calibrate(rows, base)
-    return {(r["prompt"], r["concurrency"], r["hit"]): e for r, _, e in plan.errors(rows, plan.with_costs(base, x))}
+    x = costs.calibrate(rows, base)
+    return {(r["prompt"], r["concurrency"], r["hit"]): e for r, _, e in costs.errors(rows, costs.with_costs(base, x))}
 
 
 @pytest.mark.parametrize("config, name, median, worst, beyond", [
@@ -151,13 +151,13 @@ def test_what_does_not_fit_into_the_engine_explains_the_last_two():
 
 GLM = System(Engine(layers=78, batched_tokens=8000, sequences=4), 4, Engine(Costs(decode_s=0.0645), sequences=4), 8,
              Store(78 * 704 * 2), link=INF)
-# plan.calibrate(rows of hit 0 and 0.8, GLM, ["prompt_s", "token_s", "read"]) finds them in half a minute
+# costs.calibrate(rows of hit 0 and 0.8, GLM, ["prompt_s", "token_s", "read"]) finds them in half a minute
 GLM_FITTED = {"prompt_s": 2.605, "token_s": 1.277e-4, "read": 11.5e9}
 
 
 def test_large_expert_parallelism():
     """Four prefill and eight decode engines, 128 prompts at once; three figures fitted to six of the eight rows."""
-    got = plan.errors(table("glm-5.1-4p8d"), plan.with_costs(GLM, GLM_FITTED))
+    got = costs.errors(table("glm-5.1-4p8d"), costs.with_costs(GLM, GLM_FITTED))
     sizes = [abs(e) for _, _, e in got]
     assert statistics.median(sizes) < 0.10 and max(sizes) < 0.35
     ms = {(r["prompt"], r["hit"]): ms for r, ms, _ in got}
@@ -196,7 +196,7 @@ def test_least():
 @pytest.mark.parametrize("config, active, total, token_bytes", [
     ("qwq-32b", 32e9, 32e9, 262144), ("deepseek-r1", 37.5e9, 671e9, 70272)])
 def test_geometry(config, active, total, token_bytes):
-    g = plan.geometry(json.loads((PLANNING / f"{config}.json").read_text()))
+    g = costs.geometry(json.loads((PLANNING / f"{config}.json").read_text()))
     assert g.active == pytest.approx(active, rel=0.03) and g.total == pytest.approx(total, rel=0.03)
     assert g.token_bytes == token_bytes
 
@@ -298,13 +298,13 @@ def test_errors_name_the_key_the_value_and_the_remedy(args, words, capsys):
 def test_tables_that_are_none(text, words, tmp_path):
     path = tmp_path / "t.csv"
     path.write_text(text)
-    with pytest.raises(plan.Wrong, match=words):
-        plan.read_table(path)
+    with pytest.raises(costs.Wrong, match=words):
+        costs.read_table(path)
 
 
 def test_a_config_that_is_none(tmp_path):
-    with pytest.raises(plan.Wrong, match="num_hidden_layers: None"):
-        plan.geometry({"hidden_size": 1})
+    with pytest.raises(costs.Wrong, match="num_hidden_layers: None"):
+        costs.geometry({"hidden_size": 1})
 
 
 PAGE = (PLANNING.parents[1] / "docs" / "planning.md").read_text().replace("\\\n", "")
