@@ -10,7 +10,7 @@ MESON := $(VENV)/bin/meson
 TESTS := $(MESON) test --print-errorlogs --no-rebuild --timeout-multiplier 5
 
 .DEFAULT_GOAL := build
-.PHONY: build demo test check test-c test-devices test-python test-contract test-e2e test-vllm test-pd test-versions test-nfs asan tsan fuzz model campaign stress soak coverage bench docs fmt wheel clean help
+.PHONY: build demo demo-pd test check test-c test-devices test-python test-contract test-e2e test-vllm test-pd test-versions test-nfs asan tsan fuzz model campaign stress soak coverage bench docs fmt wheel clean help
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -55,6 +55,8 @@ $(VENV)/.package: $(VENV)/.tools $(shell find include src tools ucm -name '*.[ch
 
 demo: $(VENV)/.engine $(VENV)/.package ## set up, then prefix caching in a real vLLM: cold, with ucm, restarted
 	$(VENV)/bin/python tools/demo/demo.py $(DEMO)
+demo-pd: $(VENV)/.engine $(VENV)/.package ## prefill and decode apart: four real vLLM servers behind ucm-proxy, 1p1d then 2p2d
+	$(VENV)/bin/python tools/demo/demo_pd.py
 
 # ---- tests ----
 
@@ -77,7 +79,7 @@ test-e2e: $(VENV)/.engine $(VENV)/.package ## a real vLLM: restart, damage, kill
 	$(VENV)/bin/pytest -q tests/e2e
 test-vllm: $(VENV)/.engine $(VENV)/.package ## the same and the matrix: models, modes, eager and compiled; ends with a table
 	$(VENV)/bin/pytest -q tests/e2e tests/e2e/matrix.py
-test-pd: $(VENV)/.engine $(VENV)/.package ## two real vLLM servers, prefill and decode, behind ucm-proxy: minutes
+test-pd: $(VENV)/.engine $(VENV)/.package ## four real vLLM servers, prefill and decode, behind ucm-proxy, and their deaths: minutes
 	$(VENV)/bin/pytest -q tests/pd
 
 ENGINES ?= 0.27.1 0.30.0

@@ -6,14 +6,13 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
-import re
 import struct
 from pathlib import Path
 from typing import Any
 
+from server import HIT_LINE
 from zygote import Life, Zygote
 
-HIT_LINE = re.compile(r"total_blocks_num: (\d+), hit hbm: (\d+), hit external: (\d+)")
 BLOCK, ENGINE = 128, 32  # tokens in a block of the store; in an engine block, where not 128
 RATIO = BLOCK // ENGINE
 MODES = {"layerwise": {"use_layerwise": True}, "async": {"use_layerwise": False}}

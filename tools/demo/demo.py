@@ -31,6 +31,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import models
+from server import HIT_LINE
 from zygote import Life, Zygote
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -40,7 +41,6 @@ JUDGED_PAIRS = 3  # fewer do not show a broken promise
 HIT_FACTOR = 20  # a hit must be this many times sooner
 JUDGED_TOKENS = 6000  # shorter prompts are computed too soon for these two to mean much
 WARM_UP_TOKENS = 700
-HIT_LINE = re.compile(r"total_blocks_num: (\d+), hit hbm: (\d+), hit external: (\d+)")
 SIZE_LINE = re.compile(r"ucm: blocks of (\d+) tokens, (\d+) bytes")
 BEGIN = time.monotonic()
 

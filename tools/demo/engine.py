@@ -176,6 +176,11 @@ class Maker:
 
         return models.make_lora(model, target, seed)
 
+    def make_tokenizer(self, target: Path) -> Path:
+        import models
+
+        return models.make_tokenizer(target)
+
     def close(self) -> None:
         pass
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Small random models, made locally with fixed seeds: no download, no tokenizer (prompts are token ids)."""
+"""Small random models, made locally with fixed seeds: no download; prompts are token ids."""
 
 from __future__ import annotations
 
@@ -79,6 +79,20 @@ def make_lora(model: Path, target: Path, seed: int) -> Path:
     (target / "adapter_config.json").write_text(json.dumps({
         "peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 8, "lora_alpha": 8, "target_modules": list(heads),
         "bias": "none", "base_model_name_or_path": ""}))
+    return target
+
+
+def make_tokenizer(target: Path) -> Path:
+    """Writes a tokenizer that has a word for each token, for programs that speak text; returns its directory."""
+    from tokenizers import Tokenizer, pre_tokenizers
+    from tokenizers.models import WordLevel
+    from transformers import PreTrainedTokenizerFast
+
+    special = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
+    words = [*special.values(), *(f"w{i}" for i in range(3, VOCABULARY))]
+    tokenizer = Tokenizer(WordLevel({word: i for i, word in enumerate(words)}, unk_token="<pad>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(target)
     return target
 
 
