@@ -101,6 +101,11 @@ class Program:
     def ask(self, method: str, target: str, body: dict | None = None) -> tuple[int, str]:
         return ask(self.port, method, target, body)
 
+    def counter(self, name: str) -> float:
+        """Of /metrics, all labels together."""
+        text = self.ask("GET", "/metrics")[1]
+        return sum(float(value) for value in re.findall(rf"^{name}(?:{{.*}})? (\S+)$", text, re.MULTILINE))
+
     def lines(self, pattern: str) -> list:
         return re.findall(pattern, self.log.read_text(errors="replace"))
 
@@ -127,14 +132,15 @@ class Program:
 class Server(Program):
     """vllm serve with a KV connector; `options` are more of its arguments."""
 
-    def __init__(self, model: Path, log: Path, transfer: dict, *options: Any):
+    def __init__(self, model: Path, log: Path, transfer: dict, *options: Any,
+                 environment: dict[str, str] | None = None):
         self.model, port = model, free_port()
         work = log.parent
         super().__init__(
             [Path(sys.executable).with_name("vllm"), "serve", model, "--host", HERE, "--port", port, *CPU, *options,
              "--kv-transfer-config", json.dumps(transfer)], log, port, "/health", cwd=work,
             env={**os.environ, **SETTINGS, "VLLM_ENABLE_V1_MULTIPROCESSING": "1", "VLLM_HOST_IP": HERE,
-                 "VLLM_LOG_STATS_INTERVAL": "1", "TMPDIR": str(work)})
+                 "VLLM_LOG_STATS_INTERVAL": "1", "TMPDIR": str(work), **(environment or {})})
 
     def complete(self, prompt: list[int], tokens: int = 8, stream: bool = False) -> Answer:
         return complete(self.port, self.model, prompt, tokens, stream)

@@ -25,6 +25,7 @@ from ucm.integration.vllm.lite import LiteSide
 from ucm.integration.vllm.messages import Stage, Step, StepResult
 from ucm.integration.vllm.scheduler import Policy, SchedulerSide
 from ucm.integration.vllm.stats import SCHEDULERS, Meter, PromMetrics, Shown, Stats
+from ucm.integration.vllm.strangers import Strangers
 from ucm.integration.vllm.worker import WorkerSide
 from ucm.traces import Recorder, directory_of
 
@@ -69,12 +70,15 @@ class UCMConnector(KVConnectorBase_V1):
         self._scheduler: SchedulerSide | None = None
         self._worker: WorkerSide | None = None
         self._traces: Recorder | None = None
+        self._strangers: Strangers | None = None
         if scheduling:
             shown.warn_of_unknown(conf.get("metrics_config_path"), store)
             side = LiteSide if conf.get("use_lite") == "true" else SchedulerSide
             self._scheduler = side(geometry, store, policy)
             logger.info("ucm: blocks of %d tokens, %d bytes; %s", geometry.block_tokens,
                         geometry.block_size, geometry.namespace)
+            if policy.loads and conf.get("use_lite") != "true":
+                self._strangers = Strangers(conf.get("storage_backends"), geometry.namespace)
             if policy.loads and compat.failure_policy(vllm_config.kv_transfer_config) == "fail":
                 logger.warning("kv_load_failure_policy is \"fail\", vLLM's default: a block that cannot be loaded "
                                "fails its request. Give \"kv_load_failure_policy\": \"recompute\" beside kv_role.")
@@ -133,6 +137,8 @@ class UCMConnector(KVConnectorBase_V1):
                         request.request_id, hit.total, hit.engine, hit.external)
             if hit.total:
                 self._meter.sample("interval_lookup_hit_rates", hit.external / hit.total)
+                if self._strangers:
+                    self._strangers.found(hit.external)
         return hit.tokens, self._scheduler.asynchronous and hit.tokens > 0
 
     def update_state_after_alloc(self, request: Request, blocks: KVCacheBlocks,
