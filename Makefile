@@ -26,6 +26,11 @@ $(VENV)/.engine: $(VENV)/.tools
 	tools/setup-venv $(VENV) engine
 	@touch $@
 
+$(VENV)/.transfer: $(VENV)/.engine
+	tools/setup-apt libibverbs1 librdmacm1 libnuma1 libcurl4
+	tools/setup-venv $(VENV) transfer
+	@touch $@
+
 # ---- build ----
 
 build: $(BUILD)/build.ninja ## libucm.so, the tool `ucm`, the tests
@@ -79,7 +84,7 @@ test-e2e: $(VENV)/.engine $(VENV)/.package ## a real vLLM: restart, damage, kill
 	$(VENV)/bin/pytest -q tests/e2e
 test-vllm: $(VENV)/.engine $(VENV)/.package ## the same and the matrix: models, modes, eager and compiled; ends with a table
 	$(VENV)/bin/pytest -q tests/e2e tests/e2e/matrix.py
-test-pd: $(VENV)/.engine $(VENV)/.package ## four real vLLM servers, prefill and decode, behind ucm-proxy, and their deaths: minutes
+test-pd: $(VENV)/.transfer $(VENV)/.package ## real vLLM servers, prefill and decode, behind ucm-proxy: their deaths, Mooncake, NIXL; minutes
 	$(VENV)/bin/pytest -q tests/pd
 
 ENGINES ?= 0.27.1 0.30.0

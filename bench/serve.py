@@ -53,9 +53,10 @@ def bench(args, work: Path, server: Server, tokenizer: Path, name: str) -> dict:
                "--save-result", "--result-dir", work, "--result-filename", f"{name}.json"]
     done = subprocess.run([str(c) for c in command], env={**os.environ, **SETTINGS}, timeout=BENCH_S,
                           stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    if done.returncode:
-        raise RuntimeError(f"vllm bench serve ended with {done.returncode}:\n{done.stdout[-5000:]}")
-    result = json.loads((work / f"{name}.json").read_text())
+    result = {} if done.returncode else json.loads((work / f"{name}.json").read_text())
+    if result.get("completed") != args.num_prompts:
+        raise RuntimeError(f"vllm bench serve ended with {done.returncode}, {result.get('completed')} answers:\n"
+                           f"{done.stdout[-3000:]}\nthe server's log:\n{server.log.read_text()[-3000:]}")
     return {key: result[key] for key in FIGURES}
 
 
@@ -65,11 +66,9 @@ def measure(args, work: Path, model: Path, tokenizer: Path) -> dict[str, dict]:
         with start(args, work, model, tokenizer, life) as server:
             server.wait()
             print(f"the server is up ({life})", file=sys.stderr, flush=True)
-            seen = 0
             for name in names:
                 results[name] = bench(args, work, server, tokenizer, name)
-                asked = server.hits()[seen:][-args.num_prompts:]  # before them the bench asks one prompt to see if all works
-                seen += len(asked)
+                asked = server.hits()[-args.num_prompts:]
                 results[name] |= {"blocks": sum(t for t, _, _ in asked), "hits": sum(h for _, _, h in asked)}
                 print(f"{name}: {results[name]}", file=sys.stderr, flush=True)
             for line in [text for text in server.log.read_text().splitlines() if "request_id:" in text][-2:]:

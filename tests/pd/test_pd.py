@@ -11,46 +11,16 @@ import contextlib
 import itertools
 import json
 import os
-import sys
 import threading
 from pathlib import Path
 
+import models
 import pytest
+from pd import BLOCK, OPTIONS, PROXY, TOKENS, UCM
+from server import ANSWER_S, Failed, Proxy, Server, complete
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "tools" / "demo"))
-
-import models  # noqa: E402
-from server import ANSWER_S, Failed, Proxy, Server, complete  # noqa: E402
-from zygote import Zygote  # noqa: E402
-
-TOKENS, BLOCK, REQUESTS, CLIENTS = 8, 128, 12, 4
+REQUESTS, CLIENTS = 12, 4
 LENGTHS = (500, 1300, 700)
-PROXY = [sys.executable, ROOT / "ucm" / "pd" / "toy_proxy_server.py"]
-UCM = {"kv_connector": "UCMConnector", "kv_connector_module_path": "ucm.integration.vllm.ucm_connector"}
-
-
-@pytest.fixture(scope="module")
-def work(tmp_path_factory) -> Path:
-    return tmp_path_factory.mktemp("pd")
-
-
-@pytest.fixture(scope="module")
-def zygote(work):
-    with Zygote(work / "zygote.log", {"TMPDIR": str(work)}) as zygote:
-        yield zygote
-
-
-@pytest.fixture(scope="module")
-def model(work, zygote) -> Path:
-    return zygote.run(work / "model.log", "Maker", "make", "llama-tiny", work)
-
-
-@pytest.fixture(scope="module")
-def reference(work, zygote, model):
-    """reference(prompts): what one engine without ucm answers."""
-    with zygote.life(work / "reference.log", "Engine", model) as engine:
-        yield lambda prompts: [a["tokens"] for a in engine.call("ask", prompts, TOKENS)]
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +35,7 @@ def servers(work, model):
     with contextlib.ExitStack() as stack:
         all_of = [[stack.enter_context(Server(
             model, work / f"{role}-{i}.log", {**UCM, "kv_role": role, "kv_connector_extra_config": {
-                "UCM_CONFIG_FILE": str(config)}}, "--skip-tokenizer-init", "--max-model-len", "4096"))
+                "UCM_CONFIG_FILE": str(config)}}, *OPTIONS))
             for i in range(2)] for role in ("kv_producer", "kv_consumer")]
         for server in itertools.chain(*all_of):
             server.wait()
