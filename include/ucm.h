@@ -152,6 +152,9 @@ UCM_API ssize_t ucm_lookup_prefix(ucm_store *store, const ucm_key *keys, size_t 
 /* Exact, per key: found[i] is 0 where absent, else 1 + the index of the slowest tier that must be
  * asked for it (1: all ranks in the first tier).  Returns how many were found. */
 UCM_API ssize_t ucm_lookup(ucm_store *store, const ucm_key *keys, size_t n, uint8_t *found);
+/* The same by what is known already, for who only watches: it does not block, and does not count as a
+ * use, so what is asked about again and again is not kept for that. */
+UCM_API ssize_t ucm_peek(ucm_store *store, const ucm_key *keys, size_t n, uint8_t *found);
 /* The keys of up to n blocks, oldest first, that are no longer in storage, by whatever process they
  * were evicted or dropped there; each once (for each rank that held a part).  The first call begins
  * to keep them and returns 0.  *lost: how many more have gone, or may have, that are not named; what
@@ -417,10 +420,15 @@ struct ucm_tier {
     void *priv;
     char why[512]; /* open, on failure: what is wrong and what to do */
 };
+enum ucm_use {
+    UCM_WILL_LOAD,  /* what is found is of use, and kept until it is loaded */
+    UCM_HAS_LOADED, /* from a tier above: of use, and not to be kept for a load; a hint */
+    UCM_LOOKS_ONLY, /* of no use */
+};
 struct ucm_lookup { /* one call of ucm_lookup*, which may ask for some keys and ranks at a time */
     int up_to_date; /* what others have published before the call has been read, or waited for:
                      * a lookup that finds this set does not block */
-    int loaded; /* they have been loaded from a tier above: of use, and not to be kept for a load */
+    enum ucm_use use;
 };
 struct ucm_tier_ops {
     struct ucm_plugin p;

@@ -202,7 +202,9 @@ static PyObject *store_exit(PyObject *self, PyObject *unused)
 
 /* ---- lookups ---- */
 
-static PyObject *store_lookup(PyObject *self, PyObject *keys)
+typedef ssize_t look_up(ucm_store *store, const ucm_key *keys, size_t n, uint8_t *found);
+
+static PyObject *by(look_up *how, PyObject *self, PyObject *keys)
 {
     Store *s = (Store *)self;
     Py_buffer view;
@@ -215,7 +217,7 @@ static PyObject *store_lookup(PyObject *self, PyObject *keys)
         uint8_t *out = (uint8_t *)PyBytes_AsString(found);
         Py_BEGIN_ALLOW_THREADS
         if (ext_store_enter(s)) {
-            rc = ucm_lookup(s->store, view.buf, n, out);
+            rc = how(s->store, view.buf, n, out);
             ext_store_leave(s);
         }
         Py_END_ALLOW_THREADS
@@ -226,6 +228,16 @@ static PyObject *store_lookup(PyObject *self, PyObject *keys)
     }
     PyBuffer_Release(&view);
     return found;
+}
+
+static PyObject *store_lookup(PyObject *self, PyObject *keys)
+{
+    return by(ucm_lookup, self, keys);
+}
+
+static PyObject *store_peek(PyObject *self, PyObject *keys)
+{
+    return by(ucm_peek, self, keys);
 }
 
 static PyObject *store_lookup_prefix(PyObject *self, PyObject *keys)
@@ -510,6 +522,8 @@ static PyMethodDef store_methods[] = {
     {"lookup", store_lookup, METH_O,
      "lookup(keys) -> bytes: one for each 16-byte key, 0 where absent, else 1 + the index of the "
      "slowest tier that must be asked"},
+    {"peek", store_peek, METH_O,
+     "peek(keys) -> bytes: as lookup, by what is known already; does not count as a use"},
     {"lookup_prefix", store_lookup_prefix, METH_O,
      "lookup_prefix(keys) -> int: how many leading keys can be loaded, on every rank"},
     {"removed", store_removed, METH_NOARGS,

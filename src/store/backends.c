@@ -203,7 +203,7 @@ static size_t probe_all(struct ucmi_backends *b, const bool *usable, const ucm_k
     size_t missing = n;
     for (unsigned i = 0; i < b->n && missing; i++)
         if (usable[i])
-            missing = ucmi_posix_probe(b->v[i], keys, n, rank, level, found, call->loaded);
+            missing = ucmi_posix_probe(b->v[i], keys, n, rank, level, found, call->use);
     return missing;
 }
 

@@ -268,7 +268,7 @@ static void cache_prefetch(struct ucm_tier *t, const ucm_key *keys, size_t n)
     if (!f)
         return;
     uint8_t *found = (uint8_t *)&f->v[n];
-    ucmi_pool_lookup(c->pool, keys, n, c->geo->rank, 1, found);
+    ucmi_pool_lookup(c->pool, keys, n, c->geo->rank, 1, found, true);
     for (size_t i = 0; i < n; i++)
         if (!found[i])
             f->v[f->x.n++] = (struct ucm_slice){
@@ -285,7 +285,7 @@ static void cache_lookup(struct ucm_tier *t, const ucm_key *keys, size_t n, uint
                          uint8_t level, uint8_t *found, struct ucm_lookup *call)
 {
     struct cache *c = ((struct options *)t->priv)->c;
-    if (ucmi_pool_lookup(c->pool, keys, n, rank, level, found))
+    if (ucmi_pool_lookup(c->pool, keys, n, rank, level, found, call->use == UCM_WILL_LOAD))
         t->next->ops->lookup(t->next, keys, n, rank, (uint8_t)(level + 1), found, call);
     ucmi_gauge(c->counters, UCMI_CACHE_READY, atomic_load(&c->pool->head->ready));
 }

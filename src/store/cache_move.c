@@ -511,7 +511,7 @@ static void job_over(struct job *j)
 static void used(struct cache *c, const struct ucm_slice *s)
 {
     struct ucm_tier *next = c->t->next;
-    struct ucm_lookup call = {.up_to_date = 1, .loaded = 1};
+    struct ucm_lookup call = {.up_to_date = 1, .use = UCM_HAS_LOADED};
     uint8_t found = 0;
     next->ops->lookup(next, &s->key, 1, c->geo->rank, 1, &found, &call);
 }

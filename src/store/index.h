@@ -56,7 +56,7 @@ size_t ucmi_index_drop_lane(struct ucmi_index *ix, uint16_t lane);
  * yet; adds how many cannot be told to *lost.  The first call has them kept.  -ENOMEM. */
 ssize_t ucmi_index_gone(struct ucmi_index *ix, ucm_key *keys, size_t n, uint64_t *lost);
 /* Sets found[i] to level for each key there; skips those whose found[i] is not 0.  now: seconds,
- * for `seen`.  Returns how many remain 0. */
+ * for `seen`; 0: leaves it.  Returns how many remain 0. */
 size_t ucmi_index_probe(const struct ucmi_index *ix, const ucm_key *keys, size_t n, uint16_t rank,
                         uint32_t now, uint8_t level, uint8_t *found);
 

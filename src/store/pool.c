@@ -429,7 +429,7 @@ static void lease(struct ucmi_pool *p, struct ucmi_pool_meta *m, uint32_t until)
 }
 
 static size_t lookup_some(struct ucmi_pool *p, const struct where *w, size_t n, uint8_t level,
-                          uint8_t **found)
+                          uint8_t **found, bool leases)
 {
     uint32_t until = tick_now() + LEASE_TICKS, hint[AHEAD];
     uint64_t word;
@@ -449,7 +449,8 @@ static size_t lookup_some(struct ucmi_pool *p, const struct where *w, size_t n, 
         uint32_t slot = hint[i] ? find(p, &w[i], UCMI_POOL_NONE, &word) : UCMI_POOL_NONE;
         if (slot != UCMI_POOL_NONE && state_of(word) == UCMI_SLOT_READY) {
             *found[i] = level;
-            lease(p, &p->metas[slot], until);
+            if (leases)
+                lease(p, &p->metas[slot], until);
         } else {
             missed++;
         }
@@ -458,7 +459,7 @@ static size_t lookup_some(struct ucmi_pool *p, const struct where *w, size_t n, 
 }
 
 size_t ucmi_pool_lookup(struct ucmi_pool *p, const ucm_key *keys, size_t n, uint32_t rank,
-                        uint8_t level, uint8_t *found)
+                        uint8_t level, uint8_t *found, bool leases)
 {
     struct where w[AHEAD];
     uint8_t *at[AHEAD];
@@ -473,7 +474,7 @@ size_t ucmi_pool_lookup(struct ucmi_pool *p, const ucm_key *keys, size_t n, uint
             __builtin_prefetch(&p->tags[w[k].sets[1] * (UCMI_POOL_WAYS / 4)]);
             at[k++] = &found[i];
         }
-        missed += lookup_some(p, w, k, level, at);
+        missed += lookup_some(p, w, k, level, at, leases);
     }
     return missed;
 }

@@ -191,10 +191,10 @@ void ucmi_pool_stored(struct ucmi_pool *p, uint32_t slot);
  * pinned for us, and ours to write down; *what says what it is. */
 bool ucmi_pool_adopt(struct ucmi_pool *p, uint32_t slot, uint32_t rank,
                      struct ucmi_pool_want *what);
-/* Sets found[i] to level where it is 0 and the block is READY, and leases the block for some
- * seconds: colder ones go first.  Returns how many entries are still 0. */
+/* Sets found[i] to level where it is 0 and the block is READY, and, if asked to, leases the block
+ * for some seconds: colder ones go first.  Returns how many entries are still 0. */
 size_t ucmi_pool_lookup(struct ucmi_pool *p, const ucm_key *keys, size_t n, uint32_t rank,
-                        uint8_t level, uint8_t *found);
+                        uint8_t level, uint8_t *found, bool leases);
 /* Before a slot is copied to or from: its memory is registered with the device, or, where that is
  * the host, all its pages are brought into our page tables with one call, at a fraction of what a
  * fault for each of them costs. */

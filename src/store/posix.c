@@ -404,19 +404,24 @@ bool ucmi_posix_usable(struct ucmi_posix *p)
 /* ---- looking up ---- */
 
 size_t ucmi_posix_probe(struct ucmi_posix *p, const ucm_key *keys, size_t n, uint32_t rank,
-                        uint8_t level, uint8_t *found, bool loaded)
+                        uint8_t level, uint8_t *found, enum ucm_use use)
 {
     struct timespec now;
     size_t missed = 0;
     clock_gettime(CLOCK_REALTIME_COARSE, &now);
-    uint32_t seen = (uint32_t)now.tv_sec - (loaded ? UCMI_LEASE_S : 0); /* then the lease is over */
+    uint32_t t = (uint32_t)now.tv_sec;
+    const uint32_t seen[] = {
+        [UCM_WILL_LOAD] = t,
+        [UCM_HAS_LOADED] = t - UCMI_LEASE_S, /* the lease is over */
+        [UCM_LOOKS_ONLY] = 0,
+    };
     for (size_t i = 0; i < n; i += PROBE_STEP) {
-        if (!loaded)
+        if (use != UCM_HAS_LOADED)
             pthread_rwlock_rdlock(&p->lock);
         else if (pthread_rwlock_tryrdlock(&p->lock))
             return missed + n - i; /* a hint, and not worth waiting for the pump */
         missed += ucmi_index_probe(&p->index, keys + i, MIN(n - i, (size_t)PROBE_STEP),
-                                   (uint16_t)rank, seen, level, found + i);
+                                   (uint16_t)rank, seen[use], level, found + i);
         pthread_rwlock_unlock(&p->lock);
     }
     return missed;

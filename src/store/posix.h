@@ -253,7 +253,7 @@ void ucmi_posix_free(struct ucmi_posix *p);
 bool ucmi_posix_usable(struct ucmi_posix *p);
 /* Looks the keys up in the index; how many are missing. */
 size_t ucmi_posix_probe(struct ucmi_posix *p, const ucm_key *keys, size_t n, uint32_t rank,
-                        uint8_t level, uint8_t *found, bool loaded);
+                        uint8_t level, uint8_t *found, enum ucm_use use);
 /* ucm_removed, of this backend; adds to *lost. */
 ssize_t ucmi_posix_removed(struct ucmi_posix *p, ucm_key *keys, size_t n, uint64_t *lost);
 /* Asks the pump to read what others have published; false: there is nothing to wait for. */

@@ -308,11 +308,11 @@ static void lookup_step(ucm_store *s, const ucm_key *keys, size_t n, uint8_t *fo
     }
 }
 
-ssize_t ucm_lookup(ucm_store *s, const ucm_key *keys, size_t n, uint8_t *found)
+static ssize_t look_up(ucm_store *s, const ucm_key *keys, size_t n, uint8_t *found,
+                       struct ucm_lookup call)
 {
     if (!s || n > SSIZE_MAX || (n && (!keys || !found)))
         return -EINVAL;
-    struct ucm_lookup call = {0};
     size_t hits = 0;
     for (size_t i = 0; i < n; i += LOOKUP_STEP) {
         size_t step = MIN(n - i, (size_t)LOOKUP_STEP);
@@ -320,9 +320,22 @@ ssize_t ucm_lookup(ucm_store *s, const ucm_key *keys, size_t n, uint8_t *found)
         for (size_t k = i; k < i + step; k++)
             hits += found[k] != 0;
     }
-    ucmi_count(&s->counters, UCMI_LOOKUP_KEYS, (int64_t)n);
-    ucmi_count(&s->counters, UCMI_LOOKUP_HITS, (int64_t)hits);
     return (ssize_t)hits;
+}
+
+ssize_t ucm_peek(ucm_store *s, const ucm_key *keys, size_t n, uint8_t *found)
+{
+    return look_up(s, keys, n, found, (struct ucm_lookup){.up_to_date = 1, .use = UCM_LOOKS_ONLY});
+}
+
+ssize_t ucm_lookup(ucm_store *s, const ucm_key *keys, size_t n, uint8_t *found)
+{
+    ssize_t hits = look_up(s, keys, n, found, (struct ucm_lookup){0});
+    if (hits < 0)
+        return hits;
+    ucmi_count(&s->counters, UCMI_LOOKUP_KEYS, (int64_t)n);
+    ucmi_count(&s->counters, UCMI_LOOKUP_HITS, hits);
+    return hits;
 }
 
 ssize_t ucm_lookup_prefix(ucm_store *s, const ucm_key *keys, size_t n)

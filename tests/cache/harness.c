@@ -134,7 +134,7 @@ bool pool_found(struct ucmi_pool *p, uint64_t i)
 {
     ucm_key key = key_of(i);
     uint8_t level = 0;
-    return !ucmi_pool_lookup(p, &key, 1, 0, 1, &level);
+    return !ucmi_pool_lookup(p, &key, 1, 0, 1, &level, true);
 }
 
 void pool_paint(struct ucmi_pool *p, uint32_t slot, uint64_t i)

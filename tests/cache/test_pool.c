@@ -227,6 +227,19 @@ static void what_was_used_again_outlives_what_was_not(void **state)
     ucmi_pool_close(p);
 }
 
+static void what_is_only_looked_at_is_not_used(void **state)
+{
+    struct ucmi_pool *p = pool_of(NULL, 1, 4);
+    uint32_t slot = put(p, 1, 0);
+    ucm_key key = key_of(1);
+    uint8_t level = 0;
+    set_last_use(p, 1);
+    assert_int_equal(ucmi_pool_lookup(p, &key, 1, 0, 1, &level, false), 0);
+    assert_int_equal(atomic_load(&p->metas[slot].tick), 1);
+    assert_int_equal(atomic_load(&p->metas[slot].again), 0);
+    ucmi_pool_close(p);
+}
+
 static void who_comes_back_has_been_used_again(void **state)
 {
     struct ucmi_pool *p = pool_of(NULL, 1, 4);
@@ -277,7 +290,7 @@ static void ranks_are_told_apart(void **state)
     uint32_t slot;
     uint8_t level = 0;
     put(p, 1, 0);
-    assert_int_equal(ucmi_pool_lookup(p, &want.key, 1, 3, 1, &level), 1);
+    assert_int_equal(ucmi_pool_lookup(p, &want.key, 1, 3, 1, &level, true), 1);
     assert_int_equal(ucmi_pool_get(p, &want, UCMI_POOL_LOOK, &slot),
                      UCMI_POOL_FULL); /* may not claim */
     assert_int_equal(ucmi_pool_get(p, &want, UCMI_POOL_EVICT, &slot), UCMI_POOL_CLAIMED);
@@ -297,7 +310,7 @@ static void lookup_skips_what_is_found(void **state)
         if (i % 2)
             put(p, i, 0);
     }
-    size_t missed = ucmi_pool_lookup(p, keys, N, 0, 1, level), zero = 0;
+    size_t missed = ucmi_pool_lookup(p, keys, N, 0, 1, level, true), zero = 0;
     for (size_t i = 0; i < N; i++) {
         assert_int_equal(level[i], i % 3 == 0 ? 9 : i % 2);
         zero += !level[i];
@@ -514,6 +527,7 @@ int main(void)
         TEST(sets_share_the_slots),
         TEST(coldest_goes_first_tails_before_heads),
         TEST(what_was_used_again_outlives_what_was_not),
+        TEST(what_is_only_looked_at_is_not_used),
         TEST(who_comes_back_has_been_used_again),
         TEST(uses_are_counted_once_a_tick),
         TEST(lookup_and_use_keep_a_block),

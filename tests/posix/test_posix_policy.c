@@ -105,6 +105,28 @@ static void a_lookup_is_a_use(void **state)
     ucm_store_close(store);
 }
 
+/* Who only watches does not change what goes. */
+static void a_peek_is_none(void **state)
+{
+    ucm_store *store = open_store(*state, &shape, options);
+    ucm_key first = key_of(1), absent = key_of(5);
+    uint8_t found = 0;
+    one(store, true, 1);
+    one(store, true, 2);
+    wait_ticks(20);
+    one(store, false, 2);
+    assert_int_equal(ucm_peek(store, &first, 1, &found), 1);
+    assert_int_equal(found, 1);
+    assert_int_equal(ucm_peek(store, &absent, 1, &found), 0);
+    assert_int_equal(found, 0);
+    wait_ticks(1);
+    fill(store);
+    push_out(store, (unsigned)blocks(store) / 2);
+    assert_int_equal(ucm_peek(store, &first, 1, &found), 0);
+    assert_int_equal(count_found(store, 2, 1), 1);
+    ucm_store_close(store);
+}
+
 /* The tier above asks the disk for nothing, and keeps it informed. */
 static void what_is_loaded_from_dram_is_used(void **state)
 {
@@ -227,6 +249,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         TEST(what_was_used_again_outlives_what_was_not),
         TEST(a_lookup_is_a_use),
+        TEST(a_peek_is_none),
         TEST(what_is_loaded_from_dram_is_used),
         TEST(what_is_loaded_from_dram_can_go),
         TEST(a_lookup_by_another_is_a_use),

@@ -22,7 +22,8 @@ from source import Source
 V1 = "vllm.distributed.kv_transfer.kv_connector.v1"
 REAL = {f"{V1}.base", f"{V1}.metrics", "vllm.v1.outputs", "vllm.v1.kv_cache_interface", "vllm.v1.kv_cache_layout",
         "vllm.v1.kv_cache_spec_registry", "vllm.v1.core.sched.output", "vllm.v1.metrics.cache_hit_source",
-        "vllm.utils.math_utils", "vllm.v1.kv_offload.base", "vllm.v1.kv_offload.config",
+        "vllm.utils.math_utils", "vllm.distributed.kv_events",
+        "vllm.v1.kv_offload.base", "vllm.v1.kv_offload.config",
         "vllm.v1.kv_offload.file_mapper", "vllm.v1.kv_offload.tiering.base",
         "vllm_ascend.distributed.kv_transfer.kv_pool.ucm_connector"}
 OTHERS = ("torch", "prometheus_client", "typing_extensions")  # never the real ones
@@ -30,7 +31,8 @@ OTHERS = ("torch", "prometheus_client", "typing_extensions")  # never the real o
 GIVEN = {"typing_extensions": {"override": lambda method: method},
          "vllm.utils.torch_utils": {"get_dtype_size": lambda dtype: 4},
          "vllm.v1.attention.backends.utils": {"get_kv_cache_layout": lambda: "HND"},
-         "vllm.v1.core.kv_cache_utils": {"DEFAULT_NONE_HASH_SEED": "a fixed one"}}
+         "vllm.v1.core.kv_cache_utils": {"DEFAULT_NONE_HASH_SEED": "a fixed one",
+                                         "maybe_convert_block_hash": lambda block_hash: block_hash}}
 
 
 class Anything:

@@ -59,6 +59,7 @@ class Request:
         self.request_id = name
         self.num_tokens = self.num_prompt_tokens = tokens
         self.num_output_tokens = 0
+        self.all_token_ids, self.lora_request = list(range(tokens)), None
         self.block_hashes = [hashlib.sha256(f"{name} {i}".encode()).digest() for i in range(tokens // TOKENS)]
 
 
@@ -90,7 +91,8 @@ class Engine:
             model_config=model,
             parallel_config=SimpleNamespace(tensor_parallel_size=1, pipeline_parallel_size=1, world_size=1, rank=0),
             cache_config=SimpleNamespace(prefix_caching_hash_algo="sha256", cache_dtype="auto"),
-            device_config=SimpleNamespace(device_type="cpu"), speculative_config=None)
+            device_config=SimpleNamespace(device_type="cpu"), speculative_config=None,
+            kv_events_config=SimpleNamespace(enable_kv_cache_events=True))
 
     def _kv_config(self) -> Any:
         from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec

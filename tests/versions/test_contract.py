@@ -72,6 +72,24 @@ def test_a_life_and_a_restart(imitated, version, tmp_path):
     assert imitated(version, lives, tmp_path, version) == [0, 4 * play.CHUNK]
 
 
+def published(directory: Path, version: str) -> list[Any]:
+    """What is announced of a prompt that was saved."""
+    request, blocks, events = play.Request("a", 4 * play.CHUNK + 40), list(range(3, 21)), []
+    engine = play.Engine(directory, caches(version))
+    engine.ask(request, blocks)
+    while len(events) < 4:
+        engine.step(request, blocks, request.num_tokens)
+        events += engine.scheduler.take_events()
+    engine.close()
+    return [(type(e).__name__, e.block_size, e.medium, e.token_ids) for e in events]
+
+
+@every_version
+def test_what_was_saved_is_announced(imitated, version, tmp_path):
+    assert imitated(version, published, tmp_path, version) == [
+        ("BlockStored", play.TOKENS, "STORAGE", list(range(i * play.CHUNK, (i + 1) * play.CHUNK))) for i in range(4)]
+
+
 def damaged(directory: Path, version: str) -> None:
     request, blocks = play.Request("a", 4 * play.CHUNK + 40), list(range(3, 21))
     engine = play.Engine(directory, caches(version))

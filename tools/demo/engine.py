@@ -82,14 +82,16 @@ class Engine:
     """A vLLM engine."""
 
     def __init__(self, model: Path, ucm: dict[str, Any] | None = None, role: str = "kv_both",
-                 policy: str = "recompute", **options: Any):
+                 policy: str = "recompute", kv_events: str | None = None, **options: Any):
         from vllm import LLM
-        from vllm.config import KVTransferConfig
+        from vllm.config import KVEventsConfig, KVTransferConfig
 
         if ucm is not None:
             options["kv_transfer_config"] = KVTransferConfig(
                 **(MULTI if "connectors" in ucm else UCM), kv_role=role, kv_load_failure_policy=policy,
                 kv_connector_extra_config=ucm)
+        if kv_events is not None:  # where they are published
+            options["kv_events_config"] = KVEventsConfig(enable_kv_cache_events=True, endpoint=kv_events)
         if options.get("tensor_parallel_size", 1) * options.get("pipeline_parallel_size", 1) > 1:
             settle_workers()
         self._answers: dict[str, list[int]] = {}

@@ -49,6 +49,30 @@ def cache_hit_sources(fast: int, slow: int) -> dict[Any, int]:
     return {source: tokens for source, tokens in counts.items() if tokens}
 
 
+def event_hash(block_hash: Any) -> Any:
+    """A block's hash as vLLM's own events give it."""
+    from vllm.v1.core.kv_cache_utils import maybe_convert_block_hash
+
+    return maybe_convert_block_hash(block_hash)
+
+
+def _event(kind: type, fields: dict[str, Any]) -> Any:
+    """Without the fields that this version's event does not have."""
+    return kind(**{field: value for field, value in fields.items() if field in kind.__struct_fields__})
+
+
+def block_stored(**fields: Any) -> Any:
+    from vllm.distributed.kv_events import BlockStored
+
+    return _event(BlockStored, fields)
+
+
+def block_removed(**fields: Any) -> Any:
+    from vllm.distributed.kv_events import BlockRemoved
+
+    return _event(BlockRemoved, fields)
+
+
 def page_order(kv_cache_config: KVCacheConfig) -> str:
     """Of heads, tokens and content within a layer's block: "HNC" or "NHC"."""
     layout = getattr(kv_cache_config, "kv_cache_layout", None)
@@ -66,9 +90,11 @@ def hash_seed(algorithm: str) -> str:
         return given
     if not algorithm.startswith("sha256"):
         return RANDOM_SEED
-    from vllm.v1.core import kv_cache_utils
-
-    return getattr(kv_cache_utils, "DEFAULT_NONE_HASH_SEED", RANDOM_SEED)  # a fixed one since 0.30
+    try:
+        from vllm.v1.core.kv_cache_utils import DEFAULT_NONE_HASH_SEED
+    except ImportError:  # before 0.30
+        return RANDOM_SEED
+    return DEFAULT_NONE_HASH_SEED
 
 
 def parallel_size(parallel: ParallelConfig, name: str) -> int:

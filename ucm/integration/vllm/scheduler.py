@@ -7,6 +7,8 @@ Nothing here raises for the store's sake: trouble is a miss.
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import logging
 from array import array
 from collections import deque
@@ -14,6 +16,7 @@ from collections.abc import Callable, Set
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ucm.integration.vllm.events import Events
 from ucm.integration.vllm.messages import Step, StepResult, Transfer
 from ucm.integration.vllm.pace import Pace
 
@@ -98,6 +101,7 @@ class SchedulerSide:
         self._store_failed = False
         self._strangers = False
         self._incomplete = False
+        self.events: Events | None = None
 
     @property
     def asynchronous(self) -> bool:
@@ -144,6 +148,22 @@ class SchedulerSide:
             self._store_failed = True
             return
         t.saved = min(len(t.tiers), t.limit)
+
+    def watch(self, medium: str) -> None:
+        """From now on there are events."""
+        self.events = Events(self._geo, self._peek, self._removed, medium)
+
+    def _peek(self, keys: bytes) -> bytes:
+        """Of each, 0 if a stage does not have it."""
+        return bytes(map(min, *(store.peek(keys) for store in self._stores.values()), itertools.repeat(255)))
+
+    def _removed(self) -> bytes:
+        """What some stage has removed."""
+        keys = b""
+        for store in self._stores.values():
+            with contextlib.suppress(OSError):  # DRAM alone does not say
+                keys += store.removed()[0]
+        return keys
 
     def _look_up(self, keys: bytes) -> bytes:
         """Of the leading blocks that every stage has, the slowest tier that is needed."""
@@ -294,6 +314,8 @@ class SchedulerSide:
         ratio = self._geo.ratio
         step.saves.append(Transfer(t.request.request_id, t.saved, self._keys(t.request, t.saved, full),
                                    array("I", t.blocks[t.saved * ratio:full * ratio])))
+        if self.events:
+            self.events.saved(t.request, t.saved, step.saves[-1].keys)
         self._planned.append((step.seq, t, t.saved))
         t.saved = full
         t.dumping = True

@@ -85,6 +85,8 @@ class UCMConnector(KVConnectorBase_V1):
             if geometry.hash_seed == compat.RANDOM_SEED:
                 logger.warning("vLLM's block hashes differ from process to process: nothing stored now will "
                                "be found after a restart. Set PYTHONHASHSEED to the same number everywhere.")
+            if getattr(vllm_config.kv_events_config, "enable_kv_cache_events", False):
+                self._scheduler.watch("STORAGE" if "Posix" in conf.get("store_pipeline") else "CPU")
             if conf.get("enable_record_traces") == "true":
                 self._traces = Recorder(directory_of(conf.get("record_traces_dir")), geometry.block_tokens)
                 logger.info("ucm: a line for each request goes to %s", self._traces.path)
@@ -162,6 +164,9 @@ class UCMConnector(KVConnectorBase_V1):
             self._meter.count("loads_late_total", result.late)
         elif not compat.WORKERS_ANSWER and connector_output.invalid_block_ids:
             self._scheduler.lost(connector_output.invalid_block_ids)
+
+    def take_events(self) -> list[Any]:
+        return self._scheduler.events.take() if self._scheduler.events else []
 
     def request_finished(self, request: Request,
                          block_ids: list[int]) -> tuple[bool, dict[str, Any] | None]:

@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""KV cache events follow what a lookup would find (ucm/integration/vllm/events.py)."""
+
+from __future__ import annotations
+
+import pytest
+from models import prompt
+from support import BLOCK, RATIO, geometry
+from test_bookkeeping import FakeStore, Request
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Watched:
+    """Events of a store that knows what it is told."""
+
+    def __init__(self, blocks: int = 3):
+        from ucm.integration.vllm.events import Events
+
+        self.store, self.clock = FakeStore(), Clock()
+        self.removed = b""
+        self.events = Events(geometry(), self.store.lookup, lambda: self.removed, "STORAGE", self.clock)
+        self.request = Request("a", blocks * BLOCK)
+        self.request.all_token_ids, self.request.lora_request = list(range(blocks * BLOCK)), None
+
+    def save(self, first: int, end: int) -> None:
+        self.events.saved(self.request, first, b"".join(self.request.key(p) for p in range(first, end)))
+
+    def take(self, seconds: float = 1) -> list:
+        """The kind of each event, and its hashes."""
+        self.clock.now += seconds
+        return [(type(e).__name__.removeprefix("Block"), list(e.block_hashes)) for e in self.events.take()]
+
+    def hashes(self, position: int) -> list:
+        from ucm.integration.vllm import compat
+
+        return [compat.event_hash(h) for h in self.request.block_hashes[position * RATIO:(position + 1) * RATIO]]
+
+
+def test_a_block_is_announced_when_it_can_be_loaded():
+    w = Watched()
+    w.save(0, 2)
+    assert w.take() == []
+    w.store.put(w.request, [1])
+    assert w.take() == [("Stored", w.hashes(1))]
+    w.store.put(w.request, [0])
+    assert w.take() == [("Stored", w.hashes(0))]
+    assert w.take() == []
+
+
+def test_an_event_says_what_the_engines_own_would():
+    w = Watched()
+    w.save(1, 2)
+    w.store.put(w.request, [1])
+    w.clock.now += 1
+    [event] = w.events.take()
+    assert event.parent_block_hash == w.hashes(0)[-1] and event.medium == "STORAGE"
+    assert event.token_ids == list(range(BLOCK, 2 * BLOCK)) and event.block_size * RATIO == BLOCK
+    w.save(0, 1)
+    w.store.put(w.request, [0])
+    w.clock.now += 1
+    assert [e.parent_block_hash for e in w.events.take()] == [None]
+
+
+def test_what_is_evicted_is_taken_back_once_and_announced_anew():
+    w = Watched()
+    w.save(0, 3)
+    w.store.put(w.request, range(3))
+    assert len(w.take()) == 3
+    del w.store.tiers[w.request.key(1)]
+    assert w.take() == [("Removed", w.hashes(1))]
+    assert w.take() == []
+    w.store.put(w.request, [1])
+    w.save(1, 2)
+    assert w.take() == [("Stored", w.hashes(1))]
+
+
+def test_what_storage_names_is_taken_back_at_once():
+    w = Watched()
+    w.save(0, 3)
+    w.store.put(w.request, range(3))
+    w.take()
+    w.removed = w.request.key(2) + bytes(16)  # and another's
+    del w.store.tiers[w.request.key(2)]
+    w.events._look_again = list
+    assert w.take() == [("Removed", w.hashes(2))]
+    assert w.take() == []
+
+
+def test_what_is_never_stored_is_forgotten():
+    w = Watched()
+    w.save(0, 1)
+    w.take()
+    w.take(61)
+    w.store.put(w.request, [0])
+    assert w.take() == []
+
+
+def test_a_look_is_bounded_and_nothing_is_left_out():
+    from ucm.integration.vllm.events import LOOKS
+
+    w = Watched(3 * LOOKS)
+    w.save(0, 3 * LOOKS)
+    w.store.put(w.request, range(3 * LOOKS))
+    assert sum(len(w.take()) for _ in range(3)) == 3 * LOOKS
+    assert max(w.store.asked) == LOOKS
+    w.store.tiers.clear()
+    assert sum(len(hashes) for _ in range(4) for _, hashes in w.take()) == 3 * LOOKS * RATIO
+
+
+def test_looks_are_rare():
+    w = Watched()
+    w.save(0, 1)
+    w.take()
+    asked = len(w.store.asked)
+    assert w.take(0.01) == [] and len(w.store.asked) == asked
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_an_engine_publishes_them(deploy, tmp_path, given):
+    """What the engine hands to its publisher, seen by a subscriber."""
+    import msgspec
+    import zmq
+    from vllm.distributed.kv_events import KVEventBatch
+
+    socket = zmq.Context.instance().socket(zmq.SUB)
+    socket.connect(f"ipc://{tmp_path}/events")
+    socket.subscribe("")
+    d = deploy()
+    options = {"kv_events": f"ipc://{tmp_path}/events"} if given else {}
+    with d.life(**options) as life:
+        life.call("ask", [prompt(600, 1)])
+        life.call("save")
+        stored = []
+        while given and sum(len(e.token_ids) for e in stored) < 4 * BLOCK:
+            life.call("ask", [prompt(20, 2)])  # events come with steps
+            while socket.poll(200):
+                batch = msgspec.msgpack.decode(socket.recv_multipart()[-1], type=KVEventBatch)
+                stored += [e for e in batch.events if type(e).__name__ == "BlockStored" and e.medium == "STORAGE"]
+    assert [t for e in stored for t in e.token_ids] == (prompt(600, 1)[:4 * BLOCK] if given else [])
