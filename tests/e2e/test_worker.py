@@ -57,6 +57,7 @@ class FakeStore:
         self.loads: list[tuple] = []
         self.groups: list[int] = []
         self.timeouts: list[int] = []
+        self.events: list[int] = []
 
     def _give(self, default):
         task = self.next.pop(0) if self.next else default
@@ -64,12 +65,14 @@ class FakeStore:
             raise task
         return task
 
-    def dump(self, where, keys, blocks, depths):
+    def dump(self, where, keys, blocks, depths, after):
+        self.events.append(after)
         task = self._give(FakeTask(released=False))
         self.dumps.append((keys, list(blocks), list(depths), task))
         return task
 
-    def load(self, where, keys, blocks, depths, group, timeout_ms):
+    def load(self, where, keys, blocks, depths, group, after, timeout_ms):
+        self.events.append(after)
         task = self._give(FakeTask(released=False))
         self.loads.append((keys, list(blocks), list(depths), task))
         self.groups.append(group)
@@ -87,10 +90,10 @@ def transfer(name: str, first: int, count: int, skip: int = 0) -> Transfer:
 
 
 class Worker:
-    def __init__(self, asynchronous=False, delivers=False, timeout_ms=10, layers=1, load_timeout_ms=0):
+    def __init__(self, asynchronous=False, delivers=False, timeout_ms=10, layers=1, load_timeout_ms=0, marks=None):
         self.store = FakeStore()
         self.side = WorkerSide(geometry(layers), self.store, 1000, asynchronous, timeout_ms, delivers,
-                               load_timeout_ms)
+                               load_timeout_ms, marks)
         self.layers = [str(i) for i in range(layers)]
         self.side.register({name: torch.zeros(1000, 4096 // RATIO, dtype=torch.uint8) for name in self.layers})
         self.seq = 0

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import torch
 from vllm.v1.kv_cache_interface import UniformTypeKVCacheSpecs
 
-from ucm.integration.vllm import compat
+from ucm.integration.vllm import compat, device
 
 if TYPE_CHECKING:
     from vllm.config import ModelConfig, ParallelConfig, VllmConfig
@@ -80,7 +80,7 @@ def derive(vllm_config: VllmConfig, kv_cache_config: KVCacheConfig, chunk_tokens
         "kv_heads": spec.num_kv_heads,
         "head_size": spec.head_size,
         "layer_bytes": spec.real_page_size_bytes,
-        "layout": f"{page_order} {packing()}",
+        "layout": f"{page_order} {packing(vllm_config.device_config.device_type)}",
         "ranks": place.width // copies,
         "tokens_over": place.tokens_over,
         "stage": f"{place.stage} of {place.stages}",
@@ -138,10 +138,9 @@ def check_tensors(geometry: Geometry, layers: list[Any], nshards: int, layer_byt
 
 
 def _check_supported(vllm_config: VllmConfig, kv_cache_config: KVCacheConfig) -> None:
-    device = vllm_config.device_config.device_type
-    if device != "cpu":
-        raise Unsupported(f"ucm serves KV caches in host memory (the CPU platform) only, so far; "
-                          f"this engine's are on '{device}'")
+    if device.named(vllm_config.device_config.device_type) is None:
+        raise Unsupported(f"ucm knows no device '{vllm_config.device_config.device_type}'; `ucm doctor devices` "
+                          f"lists those it knows")
     if kv_cache_config is None:
         raise Unsupported("whoever made this connector did not give it the KV cache's configuration; "
                           "of vllm-ascend, take vllm-ascend 0.23 or later")
@@ -181,8 +180,11 @@ def _ratio(engine_tokens: int, chunk_tokens: int) -> int:
     return chunk_tokens // engine_tokens
 
 
-def packing() -> str:
-    """vLLM's CPU attention packs keys and values to suit the processor."""
+def packing(device_type: str) -> str:
+    """vLLM's CPU attention packs keys and values to suit the processor; elsewhere they lie as their shape says,
+    so that devices of different vendors can share."""
+    if device_type != "cpu":
+        return "unpacked"
     amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
     capability = torch.backends.cpu.get_cpu_capability()
     return f"cpu {platform.machine()} {capability}{' AMX' if amx else ''}"

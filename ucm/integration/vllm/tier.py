@@ -157,5 +157,5 @@ def _namespace(spec: OffloadingSpec, size: int, model_id: str) -> str:
     identity["bytes"] = size
     identity["layout"] = spec.config.kv_cache_layout
     if current_platform.is_cpu():
-        identity["packing"] = geometry.packing()
+        identity["packing"] = geometry.packing("cpu")
     return json.dumps(identity, sort_keys=True, separators=(",", ":"), default=str)

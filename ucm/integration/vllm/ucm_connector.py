@@ -19,7 +19,7 @@ from vllm.logger import init_logger
 
 import ucm
 from ucm import config
-from ucm.integration.vllm import compat
+from ucm.integration.vllm import compat, device
 from ucm.integration.vllm import geometry as geo
 from ucm.integration.vllm.lite import LiteSide
 from ucm.integration.vllm.messages import Stage, Step, StepResult
@@ -62,6 +62,8 @@ class UCMConnector(KVConnectorBase_V1):
         timeout_ms = int(conf.get("timeout_ms"))
         shown = Shown.read(conf.get("metrics_config_path"))
         scheduling = role == KVConnectorRole.SCHEDULER
+        device_type = vllm_config.device_config.device_type
+        device.settle(conf, device_type, moves=not scheduling and conf.get("use_lite") != "true")
         worker_id = "scheduler" if scheduling else str(vllm_config.parallel_config.rank)
         self._meter = store = Meter(self._open(geometry), worker_id, shown.interval_s, SCHEDULERS if scheduling else ())
         # A wrapper of this class that vLLM knows in its place does not show statistics, and under MultiConnector
@@ -92,7 +94,8 @@ class UCMConnector(KVConnectorBase_V1):
                 logger.info("ucm: a line for each request goes to %s", self._traces.path)
         else:
             self._worker = WorkerSide(geometry, store, kv_cache_config.num_blocks, policy.asynchronous,
-                                      timeout_ms, policy.delivers, int(conf.get("load_timeout_ms")))
+                                      timeout_ms, policy.delivers, int(conf.get("load_timeout_ms")),
+                                      device.Marks(device_type))
 
     def _open(self, what: geo.Geometry | Stage) -> ucm.Store:
         for key in ("namespace", "block_size", "shard_size"):

@@ -22,6 +22,7 @@ from collections.abc import Set
 from typing import TYPE_CHECKING, Any
 
 from ucm.integration.vllm import geometry as geo
+from ucm.integration.vllm.device import Marks
 from ucm.integration.vllm.messages import Step, StepResult, Transfer
 from ucm.integration.vllm.pace import SHORTEST_MS
 from ucm.layout import from_kv_caches
@@ -38,7 +39,8 @@ LATE_MS = 100  # how long a producer's answer waits for storage that was late th
 
 class WorkerSide:
     def __init__(self, geometry: geo.Geometry, store: Any, num_blocks: int, asynchronous: bool,
-                 timeout_ms: int, delivers: bool = False, load_timeout_ms: int = 0):
+                 timeout_ms: int, delivers: bool = False, load_timeout_ms: int = 0,
+                 marks: Marks | None = None):
         self._geo = geometry
         self._store = store
         self._num_blocks = num_blocks
@@ -46,6 +48,7 @@ class WorkerSide:
         self._timeout_ms = timeout_ms
         self._load_timeout_ms = load_timeout_ms
         self._delivers = delivers
+        self._marks = marks or Marks("cpu")
         self._map: Any = None
         self._tensors: dict[str, torch.Tensor] = {}
         self._shard_of: dict[str, int] = {}
@@ -171,7 +174,7 @@ class WorkerSide:
     def _dump(self, saves: list[Transfer]) -> None:
         keys, blocks, depths = _join(saves)
         try:
-            task = self._store.dump(self._map, keys, blocks, depths)
+            task = self._marks.after(lambda event: self._store.dump(self._map, keys, blocks, depths, after=event))
         except OSError as e:
             self._dropped += len(depths)
             if self._dropped == len(depths):
@@ -263,7 +266,8 @@ class WorkerSide:
 
     def _submit(self, loads: list[Transfer], group: int = 0) -> Any | None:
         try:
-            return self._store.load(self._map, *_join(loads), group=group, timeout_ms=self._patience(loads))
+            return self._marks.after(lambda event: self._store.load(
+                self._map, *_join(loads), group=group, after=event, timeout_ms=self._patience(loads)))
         except OSError as e:
             logger.warning("load of %d requests not begun, taken for misses: %s", len(loads), e)
             return None

@@ -12,7 +12,7 @@ from ucm.config import set_all
 from ucm.store.ucmstore_v1 import Task, UcmKVStoreBaseV1
 
 # Said by engines to every store.  Addresses come with each call and the namespace decides who shares, so
-# nothing of this has an effect beyond the sizes of the tensors in a shard.
+# nothing of this has an effect beyond the sizes of the tensors in a shard, and the device where one is named.
 _CONSUMED = ("device_id", "unique_id", "tensor_size", "tensor_size_list", "local_rank_size")
 
 
@@ -31,6 +31,9 @@ class UcmPipelineStore(UcmKVStoreBaseV1):
         sizes = _tensor_sizes(config, conf)
         if "namespace" not in options:
             conf.set("namespace", f"store, tensors of {'+'.join(map(str, sizes)) or 'any size'}")
+        self._host = conf.get("device") in ("auto", "host", "sim")
+        if not self._host:
+            conf.set("device_id", max(0, int(config.get("device_id", 0))))  # -1: who moves nothing
         self.store = ucm.Store(conf)
         self._sizes = array("Q", sizes)
         self._under_way = []  # tasks whose tensors may not go before they are over
@@ -92,8 +95,9 @@ class UcmPipelineStore(UcmKVStoreBaseV1):
         sizes = [tensor.numel() * tensor.element_size() for tensor in rows[0]] if rows else []
         for i, row in enumerate(rows):
             for k, tensor in enumerate(row):
-                if tensor.device.type != "cpu":
-                    raise ValueError(f"{name}[{i}][{k}]: on {tensor.device}; this store takes CPU tensors")
+                if (tensor.device.type == "cpu") != self._host:
+                    raise ValueError(f"{name}[{i}][{k}]: on {tensor.device}; this store takes "
+                                     f"{'CPU tensors' if self._host else 'those of its device'}: see the option device")
                 if not tensor.is_contiguous():
                     raise ValueError(f"{name}[{i}][{k}]: not contiguous")
             if [tensor.numel() * tensor.element_size() for tensor in row] != sizes:
