@@ -310,6 +310,36 @@ static void a_pool_is_registered_as_it_grows(void **state)
     end_scene(&s);
 }
 
+/* Blocks that adjoin in the engine's memory, in slots that adjoin: two of those were registered
+ * apart, and no copy may go from one to the other. */
+static void copies_end_where_slots_do(void **state)
+{
+    enum { BLOCKS = 24, SIZE = 1 << 20 };
+    struct scene s = scene_of(state, NULL);
+    ucm_key keys[BLOCKS];
+    uint32_t blocks[BLOCKS];
+    ucm_task *task;
+    ts_opt(&s.o, "block_size", "%d", SIZE);
+    ts_opt(&s.o, "shard_size", "%d", SIZE);
+    ts_opt(&s.o, "cache_buffer_capacity_gb", "0.03125"); /* one set: slots are given out in order */
+    ts_opt(&s.o, "@entries", "%d", BLOCKS);
+    ts_opt(&s.o, "@pad", "0");
+    struct ts_rig r = ts_rig_sure(&s.o);
+    for (size_t i = 0; i < BLOCKS; i++) { /* the rig's blocks go backwards */
+        keys[i] = ts_key(BLOCKS - 1 - i);
+        ts_mem_blocks(&r.mem, BLOCKS - 1 - i, &blocks[i]);
+        ts_mem_fill(&r.mem, BLOCKS - 1 - i, &keys[i]);
+    }
+    struct ucm_batch b = {.keys = keys, .blocks = blocks, .n = BLOCKS};
+    assert_int_equal(ucm_dump(r.store, r.mem.map, &b, &task), 0);
+    assert_int_equal(ucm_task_wait(task, UCM_STORED, TS_WAIT_MS), 0);
+    ucm_task_free(task);
+    assert_int_equal(s.fake->fake_count("copies"), BLOCKS);
+    assert_string_equal(ts_rig_load(&r, 0, BLOCKS), ts_all('.', BLOCKS));
+    ts_rig_close(&r);
+    end_scene(&s);
+}
+
 /* What the vendor's library is called for: docs/devices.md has the figures. */
 static void calls_of_a_hundred_blocks(void **state)
 {
@@ -428,6 +458,7 @@ static const struct test cases[] = {
     CASE(canceled_under_way, EVENTS),
     CASE(closed_with_work_under_way, EVENTS),
     CASE(a_pool_is_registered_as_it_grows, ONCE),
+    CASE(copies_end_where_slots_do, ONCE),
     CASE(calls_of_a_hundred_blocks, ONCE),
     CASE(each_call_may_fail, VENDOR),
     CASE(the_device_is_lost, VENDOR),

@@ -240,8 +240,10 @@ enum fake_error core_unpin(void *p)
     bool found = r && r->p == p;
     if (found && queued(r, false))
         core_die("host memory was unregistered while a copy of it is queued");
-    if (found)
+    if (found) {
         r->live = false;
+        pinned -= r->len;
+    }
     pthread_mutex_unlock(&lock);
     return found ? FAKE_OK : FAKE_NOT_REGISTERED;
 }
@@ -580,7 +582,7 @@ EXPORT void fake_reset(void)
     pthread_mutex_lock(&lock);
     for (unsigned i = 0; i < MAX_CALLS; i++)
         calls[i].n = 0;
-    all_calls = copies = bytes = unregistered = pinned = 0;
+    all_calls = copies = bytes = unregistered = 0;
     pthread_mutex_unlock(&lock);
 }
 
