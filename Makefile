@@ -92,7 +92,7 @@ test-versions: $(VENV)/.engine $(VENV)/.package ## the connector in engines of v
 	set -e; for v in $(ENGINES); do tools/setup-venv $(VENV) $$v; done
 	$(VENV)/bin/python tests/versions/table.py $(VENV)
 NFS_SERVERS ?= kernel ganesha
-test-nfs: build ## two clients of each of NFS_SERVERS (kernel ganesha), v3 and v4.2, in User-mode Linux: 40 minutes, root
+test-nfs: build ## two clients of each of NFS_SERVERS (kernel ganesha), v3 and v4.2, in User-mode Linux: 30 minutes, root
 	tools/setup-apt user-mode-linux kmod e2fsprogs iproute2 nfs-kernel-server nfs-common rpcbind nfs-ganesha nfs-ganesha-vfs
 	failed=; for s in $(NFS_SERVERS); do UCM_BUILD=$(BUILD) UCM_NFS_SERVER=$$s $(VENV)/bin/pytest -q tests/nfs || failed="$$failed $$s"; done; test -z "$$failed"
 
