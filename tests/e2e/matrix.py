@@ -11,7 +11,7 @@ from engine import UCM
 from models import prompt
 from support import BLOCK, MODES, hits, tokens
 
-MODELS = ["llama-tiny", "qwen2-tiny", "qwen3-tiny", "mla-tiny", "gemma2-tiny"]
+MODELS = ["llama-tiny", "qwen2-tiny", "qwen3-tiny", "mla-tiny", "gemma2-tiny", "gemma3-tiny"]
 FORMS: dict[str, dict] = {  # options of vLLM, and its environment
     "eager": {},
     "compiled": {"enforce_eager": False, "environment": {"VLLM_CPU_CI_ENV": "1"}},  # piecewise, but no C++ compiler

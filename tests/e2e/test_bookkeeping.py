@@ -10,8 +10,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 from support import BLOCK, ENGINE, RATIO, geometry
-from ucm.integration.vllm.messages import StepResult
-from ucm.integration.vllm.scheduler import NULL_BLOCK, Policy, SchedulerSide
+from ucm.integration.vllm.messages import NULL_BLOCK, StepResult
+from ucm.integration.vllm.scheduler import Policy, SchedulerSide
 
 
 class Request:
@@ -27,8 +27,9 @@ class Request:
         for i in range(len(self.block_hashes), self.num_tokens // ENGINE):
             self.block_hashes.append(hashlib.sha256(f"{self.request_id} {i}".encode()).digest())
 
-    def key(self, position: int) -> bytes:
-        return self.block_hashes[(position + 1) * RATIO - 1][:16]
+    def key(self, position: int, group: int = 0) -> bytes:
+        key = self.block_hashes[(position + 1) * RATIO - 1][:16]
+        return key[:15] + bytes([key[15] ^ group])
 
 
 class FakeStore:
@@ -47,26 +48,28 @@ class FakeStore:
             raise self.error
         return bytes(self.tiers.get(keys[i:i + 16], 0) for i in range(0, len(keys), 16))
 
-    def put(self, request: Request, positions, tier: int = 2) -> None:
-        self.tiers.update({request.key(p): tier for p in positions})
+    def put(self, request: Request, positions, tier: int = 2, group: int = 0) -> None:
+        self.tiers.update({request.key(p, group): tier for p in positions})
 
 
 class Scheduler:
     """Plays vLLM's scheduler for one or more requests."""
 
-    def __init__(self, stages: int = 1, **policy):
+    def __init__(self, stages: int = 1, windows: tuple[int, ...] = (0,), **policy):
         self.store = FakeStore()
-        self.side = SchedulerSide(replace(geometry(), stages=stages), self.store, Policy(**{"loads": True, "saves": True,
-                                                                  "asynchronous": False, **policy}))
-        self.blocks: dict[str, list[int]] = {}
+        self.side = SchedulerSide(replace(geometry(), stages=stages, windows=windows), self.store, Policy(**{
+            "loads": True, "saves": True, "asynchronous": windows != (0,), **policy}))
+        self.groups = len(windows)
+        self.tables: dict[str, tuple[list[int], ...]] = {}  # a request's engine blocks, of each group
         self.free = 1
 
     def admit(self, request: Request, local: int = 0) -> int:
         tokens = self.side.match(request, local).tokens
         count = -(-request.num_tokens // ENGINE)
-        self.blocks[request.request_id] = list(range(self.free, self.free + count))
-        self.free += count
-        self.side.admitted(request, self.blocks[request.request_id], tokens)
+        starts = [self.free + group * count for group in range(self.groups)]
+        self.tables[request.request_id] = tuple(list(range(start, start + count)) for start in starts)
+        self.free += count * self.groups
+        self.side.admitted(request, self.tables[request.request_id], tokens)
         return local + tokens
 
     def step(self, *, new=(), running=(), resumed=(), preempted=()):
@@ -76,21 +79,21 @@ class Scheduler:
             preempted_req_ids={r.request_id for r in preempted},
             num_scheduled_tokens={r.request_id: n for r, _, n in [*new, *cached]},
             total_num_scheduled_tokens=sum(n for _, _, n in [*new, *cached]),
-            scheduled_new_reqs=[SimpleNamespace(req_id=r.request_id, block_ids=(self.blocks[r.request_id],),
+            scheduled_new_reqs=[SimpleNamespace(req_id=r.request_id, block_ids=self.tables[r.request_id],
                                                 num_computed_tokens=c) for r, c, _ in new],
             scheduled_cached_reqs=SimpleNamespace(
                 req_ids=[r.request_id for r, _, _ in cached],
                 resumed_req_ids={r.request_id for r, _, _ in resumed},
-                new_block_ids=[None] * len(running) + [(self.blocks[r.request_id],) for r, _, _ in resumed],
+                new_block_ids=[None] * len(running) + [self.tables[r.request_id] for r, _, _ in resumed],
                 num_computed_tokens=[c for _, c, _ in cached])))
 
 
     def finish(self, request: Request) -> bool:
-        return self.side.finished(request, self.blocks[request.request_id])
+        return self.side.finished(request, self.tables[request.request_id])
 
 
 def saved(step) -> dict[str, range]:
-    return {s.req_id: range(s.first, s.first + len(s)) for s in step.saves}
+    return {s.req_id: range(s.positions[0], s.positions[0] + len(s)) for s in step.saves}
 
 
 def test_a_waiting_request_is_looked_up_once():
@@ -136,7 +139,7 @@ def test_one_token_is_left_to_compute():
     s.store.put(r, range(4))
     assert s.admit(r) == 4 * BLOCK - 1
     (load,) = s.step(new=[(r, 4 * BLOCK - 1, 1)]).loads
-    assert (load.first, len(load), len(load.blocks)) == (0, 4, 4 * RATIO)
+    assert (list(load.positions), len(load.blocks)) == ([0, 1, 2, 3], 4 * RATIO)
 
 
 def test_a_whole_hit_is_not_saved_again():
@@ -152,8 +155,8 @@ def test_blocks_shared_with_another_request_are_not_written():
     local = 2 * BLOCK + 3 * ENGINE
     s.admit(r, local)
     (load,) = s.step(new=[(r, 5 * BLOCK, 100)]).loads
-    blocks = s.blocks["a"]
-    assert (load.first, len(load), load.skip) == (2, 3, 3)
+    (blocks,) = s.tables["a"]
+    assert list(load.positions) == [2, 3, 4]
     assert list(load.blocks) == [NULL_BLOCK] * 3 + blocks[2 * RATIO + 3:5 * RATIO]
     assert load.keys == b"".join(map(r.key, range(2, 5)))
 
@@ -175,7 +178,7 @@ def test_chunked_prefill_saves_each_full_block_once():
     first = s.step(new=[(r, 0, 300)])
     assert saved(first) == {"a": range(0, 2)}
     assert first.saves[0].keys == r.key(0) + r.key(1)
-    assert list(first.saves[0].blocks) == s.blocks["a"][:2 * RATIO]
+    assert list(first.saves[0].blocks) == s.tables["a"][0][:2 * RATIO]
     assert saved(s.step(running=[(r, 300, 50)])) == {}
     assert saved(s.step(running=[(r, 350, 650)])) == {"a": range(2, 7)}
 
@@ -287,7 +290,7 @@ def test_a_worker_that_can_only_name_engine_blocks(asynchronous):
     s.store.put(other, range(2))
     s.admit(r), s.admit(other)
     step = s.step(new=[(r, 6 * BLOCK, 232), (other, 2 * BLOCK, 1)])
-    s.side.lost(set(s.blocks["a"][2 * RATIO + 1:]))
+    s.side.lost(set(s.tables["a"][0][2 * RATIO + 1:]))
     again = s.step(running=[(r, 2 * BLOCK, 1000 - 2 * BLOCK), (other, 2 * BLOCK + 1, 200)])
     assert again.acked == (-1 if asynchronous else step.seq)
     assert saved(again) == {"a": range(2, 7), "b": range(2, 3)}
@@ -387,7 +390,7 @@ def test_what_a_spoilt_step_wrote_leaves_the_engines_own_cache():
     s.step(new=[(beside, 0, 320)])  # scheduled before the failure is heard of
     s.finish(r), s.finish(beside)
     s.side.heard(StepResult("here", {"b": 3}, spoilt=step.seq, settled=step.seq))
-    assert pool.evicted == set(s.blocks["b"]) | set(s.blocks["c"])
+    assert pool.evicted == set(s.tables["b"][0]) | set(s.tables["c"][0])
     pool.evicted.clear()
     s.side.heard(StepResult("here", {"b": 3}, spoilt=step.seq, settled=step.seq))
     assert not pool.evicted and not s.side._written
@@ -413,7 +416,7 @@ def test_what_a_finished_request_owes_is_saved_when_it_is_known_to_be_right():
     s.side.heard(StepResult("here", {}, settled=step.seq))
     late = s.step()
     assert saved(late) == {"a": range(2, 7)} and late.held == {"a"}
-    assert list(late.saves[0].blocks) == s.blocks["a"][2 * RATIO:7 * RATIO]
+    assert list(late.saves[0].blocks) == s.tables["a"][0][2 * RATIO:7 * RATIO]
 
 
 def test_what_a_finished_request_owes_is_dropped_when_it_was_spoilt():
@@ -477,13 +480,13 @@ def test_forms_that_differ_in_bytes_share_nothing_and_others_do():
 
 
 @pytest.mark.parametrize("kind, more", [
-    ("SlidingWindowSpec", {"sliding_window": 256}), ("ChunkedLocalAttentionSpec", {"attention_chunk_size": 256}),
+    ("SlidingWindowMLASpec", {"sliding_window": 256}), ("ChunkedLocalAttentionSpec", {"attention_chunk_size": 256}),
     ("RSWASpec", {"rswa_window": 256}), ("SinkFullAttentionSpec", {"sink_len": 4}), ("HiddenStateCacheSpec", {}),
     ("CrossAttentionSpec", {}), ("FullAttentionSpec", {"tokens_per_state": 4})])
 def test_kinds_of_attention_that_are_not_served_are_refused(kind, more):
     from ucm.integration.vllm.geometry import Unsupported
 
-    with pytest.raises(Unsupported, match=f"full attention .* this model's KV cache is {kind}"):
+    with pytest.raises(Unsupported, match=f"full and sliding-window attention .* this model's KV cache is {kind}"):
         derived(kind=kind, more=more)
 
 
@@ -500,29 +503,25 @@ def test_models_that_differ_in_a_norm_alone_are_told_apart(tmp_path):
     assert weights("first", 1) == weights("same", 1) != weights("other", 2)
 
 
-def test_several_groups_are_refused():
-    from ucm.integration.vllm.geometry import Unsupported
-
-    with pytest.raises(Unsupported, match="this one has 2: start with --disable-hybrid-kv-cache-manager"):
-        derived(groups=2)
-
-
-def derived(rank: int = 0, copies: int = 1, kind: str = "FullAttentionSpec", more: dict = {}, groups: int = 1,
+def derived(rank: int = 0, copies: int = 1, kind: str | list[str] = "FullAttentionSpec", more: dict = {},
             **parallel: int):
+    """kind: of one group, or of each; more: what is said of it, or of each kind."""
     import torch
     from ucm.integration.vllm.geometry import derive
     from vllm.v1 import kv_cache_interface as kinds
 
     sizes = dict.fromkeys(("tensor_parallel_size", "pipeline_parallel_size", "prefill_context_parallel_size",
                            "decode_context_parallel_size", "cp_kv_cache_interleave_size"), 1)
-    spec = getattr(kinds, kind)(block_size=ENGINE, num_kv_heads=1, head_size=64, dtype=torch.float32, **more)
+    said = {kind: more} if isinstance(kind, str) else more
+    common = {"block_size": ENGINE, "num_kv_heads": 1, "head_size": 64, "dtype": torch.float32}
+    groups = [kinds.KVCacheGroupSpec([f"{i}.0", f"{i}.1"], getattr(kinds, k)(**{**common, **said.get(k, {})}))
+              for i, k in enumerate([kind] if isinstance(kind, str) else kind)]
     return derive(
         SimpleNamespace(parallel_config=SimpleNamespace(rank=rank, **{**sizes, **parallel}),
                         device_config=SimpleNamespace(device_type="cpu"), speculative_config=None,
                         model_config=SimpleNamespace(dtype="float32", quantization=None),
                         cache_config=SimpleNamespace(prefix_caching_hash_algo="sha256", cache_dtype="auto")),
-        SimpleNamespace(kv_cache_groups=[kinds.KVCacheGroupSpec(["0", "1"], spec)] * groups, kv_cache_layout="LBHNC",
-                        kv_tp_replicas=copies), 128, "model")
+        SimpleNamespace(kv_cache_groups=groups, kv_cache_layout="LBHNC", kv_tp_replicas=copies), 128, "model")
 
 
 def test_a_producer_delivers_when_a_prompt_ends():

@@ -142,17 +142,6 @@ def test_latent_attention(deploy, reference):
     assert [external for _, _, external in hits(life)] == [len(p) // BLOCK for p in prompts]
 
 
-def test_sliding_window_beside_full_attention(deploy, reference):
-    """Two KV cache groups if the engine is let; without SupportsHMA vLLM makes them one."""
-    prompts = PROMPTS[:2]
-    expected = reference(prompts, "gemma2-tiny")
-    d = deploy(model_name="gemma2-tiny")
-    for _ in range(2):
-        with d.life() as life:
-            assert tokens([life.call("ask", [p])[0] for p in prompts]) == expected
-    assert [external for _, _, external in hits(life)] == [len(p) // BLOCK for p in prompts]
-
-
 def test_roles(deploy, reference):
     p = PROMPTS[0]
     d = deploy()

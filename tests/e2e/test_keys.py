@@ -26,7 +26,7 @@ class LiteScheduler(Scheduler):
         store = ucm.Store({"store_pipeline": "Fake", "buffer_number": keys, "block_size": g.block_size,
                            "shard_size": g.shard_size})
         self.side = LiteSide(g, store, Policy(loads=True, saves=True, asynchronous=False))
-        self.blocks, self.free = {}, 1
+        self.groups, self.tables, self.free = 1, {}, 1
 
 
 @pytest.fixture

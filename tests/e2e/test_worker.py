@@ -8,7 +8,7 @@ from array import array
 import pytest
 import torch
 from support import RATIO, geometry
-from ucm.integration.vllm.messages import Step, StepResult, Transfer
+from ucm.integration.vllm.messages import NULL_BLOCK, Step, StepResult, Transfer
 from ucm.integration.vllm.pace import SHORTEST_MS
 from ucm.integration.vllm.worker import IO_BYTES, LATE_MS, WorkerSide
 
@@ -83,10 +83,18 @@ class FakeStore:
         return "map"
 
 
+def engine(name: str, first: int, count: int) -> range:
+    """The engine's blocks in which a request has these of its blocks."""
+    base = 1 + 1000 * (ord(name) - ord("a"))
+    return range(base + first * RATIO, base + (first + count) * RATIO)
+
+
 def transfer(name: str, first: int, count: int, skip: int = 0) -> Transfer:
-    base = 1000 * (ord(name) - ord("a")) + first * RATIO
-    return Transfer(name, first, b"".join(bytes([i]) * 16 for i in range(first, first + count)),
-                    array("I", range(base, base + count * RATIO)), skip)
+    """The first `skip` of the engine's blocks are not wanted."""
+    blocks = array("I", engine(name, first, count))
+    blocks[:skip] = array("I", [NULL_BLOCK] * skip)
+    return Transfer(name, array("I", range(first, first + count)),
+                    b"".join(bytes([i]) * 16 for i in range(first, first + count)), blocks)
 
 
 class Worker:
@@ -119,7 +127,7 @@ def test_the_saves_of_a_step_are_one_dump():
     w.step(saves=[transfer("a", 2, 2), transfer("b", 0, 1)])
     ((keys, blocks, depths, task),) = w.store.dumps
     assert len(keys) == 3 * 16 and depths == [2, 3, 0]
-    assert blocks == [*range(2 * RATIO, 4 * RATIO), *range(1000, 1000 + RATIO)]
+    assert blocks == [*engine("a", 2, 2), *engine("b", 0, 1)]
     assert task.waits == 0
 
 
@@ -232,13 +240,13 @@ def test_a_layer_that_comes_late_is_not_computed_on_while_it_comes():
     w.side.wait_for_layer("0")
     assert w.store.loads[0][3].released  # all of it has ended, one way or the other
     w.side.save()
-    assert w.side.bad_blocks() == set(range(RATIO, 2 * RATIO))
+    assert w.side.bad_blocks() == set(engine("a", 1, 1))
 
 
 def test_a_model_that_does_not_ask_for_its_layers_is_seen_and_waited_for():
     w = Worker(layers=3)
     _, _, bad, result = w.step(loads=[transfer("a", 0, 2)], saves=[transfer("a", 2, 1)], asked=["0", "2"])
-    assert bad == set(range(2 * RATIO)) and result.spoilt == 1 and w.store.dumps == []
+    assert bad == set(engine("a", 0, 2)) and result.spoilt == 1 and w.store.dumps == []
     w.side.begin(Step(2, 1, [transfer("a", 0, 2)]))
     w.side.load()
     assert w.store.loads[1][3].released
@@ -277,7 +285,7 @@ def test_failed_blocks_of_each_request_from_the_first_on():
     w = Worker()
     w.store.next = [FakeTask(released=False, failed=[1, 4])]
     _, received, bad, result = w.step(loads=[transfer("a", 0, 3), transfer("b", 2, 2, skip=1)])
-    assert bad == {*range(RATIO, 3 * RATIO), *range(1000 + 3 * RATIO, 1000 + 4 * RATIO)}
+    assert bad == {*engine("a", 1, 2), *engine("b", 3, 1)}
     assert result.failed == {"a": 1, "b": 3} and received is None
 
 
@@ -285,7 +293,7 @@ def test_blocks_of_others_are_not_reported():
     w = Worker()
     w.store.next = [FakeTask(released=False, failed=[0])]
     _, _, bad, _ = w.step(loads=[transfer("a", 0, 1, skip=3)])
-    assert bad == {3}
+    assert bad == set(engine("a", 0, 1)[3:])
 
 
 def test_nothing_is_saved_from_a_failed_load_until_the_scheduler_knows():
@@ -317,7 +325,7 @@ def test_a_load_that_cannot_begin_is_a_miss():
         w = Worker(asynchronous)
         w.store.next = [BlockingIOError(11, "queue full")]
         _, received, bad, result = w.step(loads=[transfer("a", 0, 2)])
-        assert bad == set(range(2 * RATIO)) and result.failed == {"a": 0}
+        assert bad == set(engine("a", 0, 2)) and result.failed == {"a": 0}
         assert received == ({"a"} if asynchronous else None)
 
 
@@ -327,7 +335,7 @@ def test_asynchronous_loads_are_reported_one_by_one():
     first, second = (load[3] for load in w.store.loads)
     second.released, second.bad = True, [1]
     _, received, bad, result = w.step()
-    assert received == {"b"} and bad == set(range(1000 + RATIO, 1000 + 2 * RATIO)) and result.failed == {"b": 1}
+    assert received == {"b"} and bad == set(engine("b", 1, 1)) and result.failed == {"b": 1}
     first.released = True
     _, received, bad, result = w.step(saves=[transfer("b", 1, 1)])
     assert received == {"a"} and bad == set() and result is None

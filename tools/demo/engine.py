@@ -29,7 +29,7 @@ SETTINGS = {
     "TOKENIZERS_PARALLELISM": "false",
 }
 ARCHITECTURES = {"LlamaForCausalLM": "llama", "DeepseekV2ForCausalLM": "deepseek_v2",
-                 "Gemma2ForCausalLM": "gemma2", "Qwen2ForCausalLM": "qwen2", "Qwen3ForCausalLM": "qwen3"}
+                 "Gemma2ForCausalLM": "gemma2", "Gemma3ForCausalLM": "gemma3", "Qwen2ForCausalLM": "qwen2", "Qwen3ForCausalLM": "qwen3"}
 
 UCM = {"kv_connector": "UCMConnector", "kv_connector_module_path": "ucm.integration.vllm.ucm_connector"}
 MULTI = {"kv_connector": "MultiConnector"}  # of several, given as "connectors"
@@ -143,7 +143,7 @@ class Engine:
         """Until the next lookup finds what ucm has been given to save (in an engine of one process)."""
         from vllm.distributed.kv_transfer import get_kv_transfer_group
 
-        for task, _ in get_kv_transfer_group()._worker._saving:
+        for task, *_ in get_kv_transfer_group()._worker._saving:
             task.wait("stored", 60000)
 
     def metrics(self) -> dict[str, float]:

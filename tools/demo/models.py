@@ -25,9 +25,14 @@ MODELS = {
         "n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2, "first_k_dense_replace": 1,
         "kv_lora_rank": 512, "q_lora_rank": None, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64,
         "v_head_dim": 128, "n_group": 1, "topk_group": 1, "topk_method": "greedy"}),
-    # full and sliding-window attention: two KV cache groups, if the engine is let
+    # full and sliding-window attention, in turn: two KV cache groups of two layers
     "gemma2-tiny": ("Gemma2Config", {**TINY, "num_attention_heads": 8, "num_key_value_heads": 4,
                                      "head_dim": 64, "sliding_window": 256, "tie_word_embeddings": True}),
+    # two of full attention, five of a window: four groups, of which the last has a layer less
+    "gemma3-tiny": ("Gemma3TextConfig", {
+        **TINY, "num_hidden_layers": 7, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64,
+        "query_pre_attn_scalar": 64, "sliding_window": 128, "tie_word_embeddings": True,
+        "layer_types": [*["sliding_attention"] * 2, "full_attention"] * 2 + ["sliding_attention"]}),
 }
 
 

@@ -19,7 +19,7 @@ except ImportError:  # before 0.32
     CacheHitSource = None
 
 if TYPE_CHECKING:
-    from vllm.config import KVTransferConfig, ParallelConfig, VllmConfig
+    from vllm.config import CacheConfig, KVTransferConfig, ParallelConfig, VllmConfig
     from vllm.v1.kv_cache_interface import KVCacheConfig, KVCacheGroupSpec
     from vllm.v1.outputs import KVConnectorOutput
 
@@ -32,10 +32,24 @@ KVConnectorHandshakeMetadata = getattr(base, "KVConnectorHandshakeMetadata", obj
 WORKERS_ANSWER = KVConnectorWorkerMetadata is not object
 # Before 0.23 a connector cannot take blocks out of the engine's own prefix cache.
 CAN_EVICT = hasattr(base.KVConnectorBase_V1, "bind_gpu_block_pool")
+# Before 0.30 a failed load can be reported by engine blocks only.  With several groups, or a window, these do not
+# say what is to be computed again: without this class vLLM makes one group of all layers, if it can.
+FAILS_BY_REQUEST = hasattr(base, "KVConnectorTransferResults")
+SupportsHMA = base.SupportsHMA if FAILS_BY_REQUEST else object
 
 
 def worker_answer(output: KVConnectorOutput) -> Any:
     return getattr(output, "kv_connector_worker_meta", None)
+
+
+def transfer_results(sent: Set[str] | None, received: Set[str] | None, failed: set[str]) -> Any:
+    """Asked for from 0.30 on."""
+    return base.KVConnectorTransferResults(set(sent or ()), set(received or ()), failed)
+
+
+def hash_tokens(cache: CacheConfig, engine_tokens: int) -> int:
+    """In one of vLLM's block hashes: an engine block's, unless an option says otherwise (since 0.27)."""
+    return getattr(cache, "prefix_match_unit", None) or engine_tokens
 
 
 def preempted(argument: Any) -> Set[str]:

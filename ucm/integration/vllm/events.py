@@ -38,7 +38,7 @@ class Events:
 
     def saved(self, request: Request, first: int, keys: bytes) -> None:
         """Blocks from that position on are given to be saved."""
-        per_block, tokens = self._geo.ratio, self._geo.block_tokens
+        per_block, tokens = self._geo.hashes, self._geo.block_tokens
         until, lora = self._now() + WAITS_S, request.lora_request
         for i in range(len(keys) // 16):
             at = (first + i) * per_block

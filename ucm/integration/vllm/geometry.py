@@ -22,10 +22,10 @@ from ucm.integration.vllm import compat, device
 
 if TYPE_CHECKING:
     from vllm.config import ModelConfig, ParallelConfig, VllmConfig
-    from vllm.v1.kv_cache_interface import AttentionSpec, KVCacheConfig
+    from vllm.v1.kv_cache_interface import AttentionSpec, KVCacheConfig, KVCacheGroupSpec
 
 
-SERVED = ("FullAttentionSpec", "MLAAttentionSpec")
+SERVED = ("FullAttentionSpec", "MLAAttentionSpec", "SlidingWindowSpec")
 
 
 class Unsupported(ValueError):
@@ -34,9 +34,13 @@ class Unsupported(ValueError):
 
 @dataclass(frozen=True)
 class Geometry:
+    """Layers with block tables of their own are a group, and each group has blocks of its own in the store: all of
+    one size, for vLLM lays the groups over the same memory, the first layers of all groups in one place, then
+    the second ones.  The last group may have fewer; what is in the rest of its blocks means nothing."""
+
     engine_tokens: int  # in an engine block
     ratio: int  # engine blocks in a block of the store
-    layers: tuple[str, ...]  # one shard each, in this order
+    layers: tuple[str, ...]  # of all groups; a shard is one of each
     page_order: str  # of heads, tokens and content within an engine block: "HNC" or "NHC"
     shard_size: int
     block_size: int
@@ -47,20 +51,46 @@ class Geometry:
     saves: bool = True  # of ranks that hold the same part, the first saves it
     stage: int = 0  # of a pipeline: each has a namespace of its own, for it has layers of its own
     stages: int = 1
+    windows: tuple[int, ...] = (0,)  # of each group: how many tokens a token sees, itself too; 0: all before it
+    hash_tokens: int = 0  # in one of vLLM's block hashes; 0: as in an engine block
 
     @property
     def block_tokens(self) -> int:
         return self.engine_tokens * self.ratio
 
+    @property
+    def hashes(self) -> int:
+        """In a block of the store."""
+        return self.block_tokens // (self.hash_tokens or self.engine_tokens)
+
+    @property
+    def plain(self) -> bool:
+        """One group that keeps all of a prompt: of a load that fails, what came before its first bad block counts."""
+        return self.windows == (0,)
+
+    def first_needed(self, group: int, tokens: int) -> int:
+        """The first position that a request which goes on after so many tokens needs."""
+        return self._left(group, tokens) // self.block_tokens
+
+    def first_whole(self, group: int, tokens: int) -> int:
+        """The first of whose engine blocks such a request has given none back."""
+        return -(-(self._left(group, tokens) // self.engine_tokens) // self.ratio)
+
+    def _left(self, group: int, tokens: int) -> int:
+        """Tokens that have left the window."""
+        return max(0, tokens + 1 - self.windows[group]) if self.windows[group] else 0
+
 
 def derive(vllm_config: VllmConfig, kv_cache_config: KVCacheConfig, chunk_tokens: int,
            model_id: str) -> Geometry:
     _check_supported(vllm_config, kv_cache_config)
-    group = kv_cache_config.kv_cache_groups[0]
-    spec = _uniform_spec(group.kv_cache_spec)
+    groups = kv_cache_config.kv_cache_groups
+    spec = _uniform_spec(groups)
     place = _Place(vllm_config.parallel_config)
     engine_tokens = spec.block_size * place.token_shards
     ratio = _ratio(engine_tokens, chunk_tokens)
+    windows = tuple(_window(group.kv_cache_spec) for group in groups)
+    layers = [group.layer_names for group in groups]
     shard_size = spec.real_page_size_bytes * ratio
     page_order = compat.page_order(kv_cache_config)
     algorithm = str(vllm_config.cache_config.prefix_caching_hash_algo)
@@ -75,8 +105,9 @@ def derive(vllm_config: VllmConfig, kv_cache_config: KVCacheConfig, chunk_tokens
         "kv_dtype": f"{vllm_config.cache_config.cache_dtype} {spec.dtype}",
         "block_tokens": engine_tokens * ratio,
         "engine_block_tokens": engine_tokens,
-        "layers": len(group.layer_names),
-        "layer_names": _digest(group.layer_names),
+        "layers": [len(names) for names in layers],
+        "layer_names": _digest(layers),
+        "windows": windows,
         "kv_heads": spec.num_kv_heads,
         "head_size": spec.head_size,
         "layer_bytes": spec.real_page_size_bytes,
@@ -89,10 +120,10 @@ def derive(vllm_config: VllmConfig, kv_cache_config: KVCacheConfig, chunk_tokens
     return Geometry(
         engine_tokens=engine_tokens,
         ratio=ratio,
-        layers=tuple(group.layer_names),
+        layers=tuple(name for names in layers for name in names),
         page_order=page_order,
         shard_size=shard_size,
-        block_size=shard_size * len(group.layer_names),
+        block_size=shard_size * max(map(len, layers)),
         namespace=json.dumps(identity, sort_keys=True, separators=(",", ":")),
         hash_seed=seed,
         rank=place.position // copies,
@@ -100,6 +131,8 @@ def derive(vllm_config: VllmConfig, kv_cache_config: KVCacheConfig, chunk_tokens
         saves=place.position % copies == 0,
         stage=place.stage,
         stages=place.stages,
+        windows=windows,
+        hash_tokens=compat.hash_tokens(vllm_config.cache_config, engine_tokens),
     )
 
 
@@ -121,10 +154,11 @@ class _Place:
 def check_tensors(geometry: Geometry, layers: list[Any], nshards: int, layer_bytes: int) -> None:
     """The worker's tensors are what the specs promised, or the engine must not start: blocks would be
     stored under the name of another layout."""
-    if nshards != len(geometry.layers) or layer_bytes * geometry.ratio != geometry.shard_size:
+    promised = geometry.block_size // geometry.shard_size
+    if nshards != promised or layer_bytes * geometry.ratio != geometry.shard_size:
         raise Unsupported(
             f"the KV cache tensors hold {nshards} layers of {layer_bytes} bytes for {geometry.engine_tokens} "
-            f"tokens, vLLM's KV cache specs say {len(geometry.layers)} of "
+            f"tokens, vLLM's KV cache specs say {promised} of "
             f"{geometry.shard_size // geometry.ratio}: this attention backend is not supported yet")
     for t in (t for layer in layers for t in (layer if isinstance(layer, (tuple, list)) else [layer])):
         if t.dim() == 4 and t.shape[1] > 1 and t.shape[2] > 1:
@@ -145,28 +179,37 @@ def _check_supported(vllm_config: VllmConfig, kv_cache_config: KVCacheConfig) ->
         raise Unsupported("whoever made this connector did not give it the KV cache's configuration; "
                           "of vllm-ascend, take vllm-ascend 0.23 or later")
     groups = kv_cache_config.kv_cache_groups
-    if len(groups) != 1:
-        raise Unsupported(f"ucm serves models with one KV cache group only, so far; this one has "
-                          f"{len(groups)}: start with --disable-hybrid-kv-cache-manager")
-    spec = groups[0].kv_cache_spec
-    layers = spec.kv_cache_specs.values() if isinstance(spec, UniformTypeKVCacheSpecs) else [spec]
-    for layer in layers:
+    for layer in (layer for group in groups for layer in _layer_specs(group.kv_cache_spec)):
         # By name: what is derived from these keeps other things, or drops some of it while a request runs.
         if type(layer).__name__ not in SERVED or getattr(layer, "tokens_per_state", 1) != 1:
-            raise Unsupported(f"ucm serves full attention (MHA, GQA, MLA) only, so far; this model's KV "
-                              f"cache is {type(layer).__name__}")
+            raise Unsupported(f"ucm serves full and sliding-window attention (MHA, GQA, MLA) only, so far; this "
+                              f"model's KV cache is {type(layer).__name__}")
+    if not compat.FAILS_BY_REQUEST and (len(groups) != 1 or _window(groups[0].kv_cache_spec)):
+        raise Unsupported("ucm serves sliding windows and several KV cache groups from vLLM 0.30 on: take that, or "
+                          "start with --disable-hybrid-kv-cache-manager")
     speculative = vllm_config.speculative_config
-    if compat.is_draft(groups[0]) or (
+    if any(map(compat.is_draft, groups)) or (
             speculative is not None and speculative.method not in ("ngram", "suffix")):
         raise Unsupported("ucm does not serve speculative decoding with a draft model yet "
                           "(ngram works)")
 
 
-def _uniform_spec(spec: Any) -> AttentionSpec:
-    if not isinstance(spec, UniformTypeKVCacheSpecs):
-        return spec
-    specs = list(spec.kv_cache_specs.values())
-    if any(s != specs[0] for s in specs):
+def _layer_specs(spec: Any) -> list[Any]:
+    return list(spec.kv_cache_specs.values()) if isinstance(spec, UniformTypeKVCacheSpecs) else [spec]
+
+
+def _window(spec: Any) -> int:
+    """Full attention may have a window too: vLLM keeps everything then."""
+    kind = _layer_specs(spec)[0]
+    return kind.sliding_window if type(kind).__name__ == "SlidingWindowSpec" else 0
+
+
+def _uniform_spec(groups: list[KVCacheGroupSpec]) -> AttentionSpec:
+    """What all layers have in common."""
+    specs = [spec for group in groups for spec in _layer_specs(group.kv_cache_spec)]
+    shapes = {(s.block_size, getattr(s, "dcp_sharded", True), s.num_kv_heads, s.head_size, s.real_page_size_bytes,
+               str(s.dtype)) for s in specs}
+    if len(shapes) > 1:
         raise Unsupported("ucm serves models whose layers all have the same KV cache shape only, so far")
     return specs[0]
 

@@ -11,6 +11,9 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorMetadat
 from ucm.integration.vllm.compat import KVConnectorHandshakeMetadata, KVConnectorWorkerMetadata
 
 
+NULL_BLOCK = 0  # vLLM's placeholder among engine blocks: nobody reads it, what is not wanted is loaded there
+
+
 @dataclass
 class Stage(KVConnectorHandshakeMetadata):
     """Worker to scheduler, when the engine starts: what one stage of a pipeline stores its blocks as."""
@@ -23,16 +26,20 @@ class Stage(KVConnectorHandshakeMetadata):
 
 @dataclass(slots=True)
 class Transfer:
-    """Blocks of the store [first, first + n) of one request, and where they lie in the engine."""
+    """Blocks of the store, of one request, and where they lie in the engine."""
 
     req_id: str
-    first: int  # position of the first in the request's chain of blocks
+    positions: array  # of uint32: the place of each in the request's chain of blocks; one group after the other
     keys: bytes  # 16 each
     blocks: array  # of uint32: engine block numbers, the same count for each key
-    skip: int = 0  # leading engine blocks that hold another request's data: not loaded, not reported
 
     def __len__(self) -> int:
-        return len(self.keys) // 16
+        return len(self.positions)
+
+    @property
+    def reach(self) -> int:
+        """How many positions of the chain it covers, whichever groups need them."""
+        return max(self.positions) + 1 - min(self.positions)
 
 
 @dataclass
@@ -52,13 +59,15 @@ class Step(KVConnectorMetadata):
 
 @dataclass
 class StepResult(KVConnectorWorkerMetadata):
-    """Worker to scheduler: what went wrong in a step.  Sent then, and after the first step."""
+    """Worker to scheduler: what went wrong in a step.  Sent then, and after the first step; where a group has a
+    window after each, by all workers."""
 
     namespace: str  # what the worker's store was opened with
     failed: dict[str, int]  # request -> position of its first block that could not be loaded
     spoilt: int = -1  # a step that computed on blocks that had not been loaded; -1: none
     late: bool = False  # a load was given up because it took too long
     settled: int = -1  # this step, if it loaded what it computed on: that has ended; -1: it did not
+    released: int = -1  # no save of this step or an earlier one reads engine memory any more
 
     def aggregate(self, other: KVConnectorWorkerMetadata) -> KVConnectorWorkerMetadata:
         assert isinstance(other, StepResult)
@@ -66,4 +75,4 @@ class StepResult(KVConnectorWorkerMetadata):
         for req_id, position in other.failed.items():
             failed[req_id] = min(position, failed.get(req_id, position))
         return StepResult(self.namespace, failed, max(self.spoilt, other.spoilt), self.late or other.late,
-                          max(self.settled, other.settled))
+                          max(self.settled, other.settled), min(self.released, other.released))

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The scheduler's side: which blocks of a request to load, which to save.  Bookkeeping, no data.
 
-A request's blocks are counted from the start of its prompt: "position" is a block's place in that chain.
-Nothing here raises for the store's sake: trouble is a miss.
+A request's blocks are counted from the start of its prompt: "position" is a block's place in that chain, the
+same in all groups of layers.  A group with a window needs no block before it: such a block is not looked up and
+not loaded, and not saved once vLLM has given its memory back.  Nothing here raises for the store's sake: trouble
+is a miss.
 """
 
 from __future__ import annotations
@@ -17,11 +19,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ucm.integration.vllm.events import Events
-from ucm.integration.vllm.messages import Step, StepResult, Transfer
+from ucm.integration.vllm.messages import NULL_BLOCK, Step, StepResult, Transfer
 from ucm.integration.vllm.pace import Pace
 
 if TYPE_CHECKING:
     from vllm.v1.core.block_pool import BlockPool
+    from vllm.v1.core.kv_cache_utils import KVCacheBlock
     from vllm.v1.core.sched.output import SchedulerOutput
     from vllm.v1.request import Request
 
@@ -29,8 +32,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(f"vllm.{__name__}")
 
-NULL_BLOCK = 0  # vLLM's placeholder block: nobody reads it
 NO_LIMIT = 1 << 62
+DRAM_ONLY = bytes((0, 1)) + bytes(254)  # tiers that count while slower ones are behind
 STEPS_IN_FLIGHT = 8  # more than vLLM ever schedules ahead of a step's result
 
 
@@ -61,21 +64,38 @@ class Hit:
     external: int = 0
 
 
+class Found:
+    """What the last lookup has found of one group."""
+
+    __slots__ = ("tiers", "start")
+
+    def __init__(self, positions: int):
+        self.tiers = bytearray(positions)  # of each: 1 for DRAM, 2 ... for slower, 0 for absent or not asked for
+        self.start = positions  # from here on it was asked for what somebody may need
+
+    def run(self, position: int) -> int:
+        """The end of what is there from this position on."""
+        at = self.tiers.find(0, position)
+        return len(self.tiers) if at < 0 else at
+
+
 class Tracked:
     """What is known of one request."""
 
-    __slots__ = ("request", "looked_up", "tiers", "limit", "local", "trusted", "blocks", "saved", "owed",
-                 "dumping", "load")
+    __slots__ = ("request", "looked_up", "found", "reach", "limit", "local", "trusted", "computed", "blocks", "saved",
+                 "owed", "dumping", "load")
 
-    def __init__(self, request: Request):
+    def __init__(self, request: Request, groups: int):
         self.request = request
         self.looked_up = -1  # how many block hashes it had at the last lookup
-        self.tiers = b""  # of its leading blocks that the store has: 1 for DRAM, 2 ... for slower
+        self.found = [Found(0) for _ in range(groups)]  # what the store has
+        self.reach = 0  # tokens: up to there it has what every group needs
         self.limit = NO_LIMIT  # positions from here on failed to load once: not tried again
         self.local = 0  # tokens in the engine's own prefix cache
         self.trusted = 0  # tokens known to be right when it is next scheduled
-        self.blocks: list[int] = []  # its engine blocks
-        self.saved = 0  # positions before this need no saving
+        self.computed = 0  # tokens, when it was last scheduled
+        self.blocks: list[list[int]] = [[] for _ in range(groups)]  # its engine blocks
+        self.saved = [0] * groups  # positions before this need no saving
         self.owed = 0  # positions before this are computed, and saved when that is known to be right
         self.dumping = False  # a save of its blocks may be reading them
         self.load: tuple[int, Transfer] | None = None  # the last one: in which step, what
@@ -84,6 +104,9 @@ class Tracked:
 class SchedulerSide:
     def __init__(self, geometry: Geometry, store: Any, policy: Policy):
         self._geo = geometry
+        # Who needs all of a prompt is asked first: what is absent there, nobody needs.
+        self._groups = sorted(range(len(geometry.windows)), key=lambda group: geometry.windows[group])
+        self._tails = [[bytes((byte ^ group,)) for byte in range(256)] for group in range(len(geometry.windows))]
         self._stores = {geometry.stage: store}
         self._namespaces = {geometry.namespace}
         self._policy = policy
@@ -93,10 +116,11 @@ class SchedulerSide:
         self._unsettled: set[int] = set()  # steps that load what they compute on, not yet heard of
         self._written: deque[tuple[int, array]] = deque()  # engine blocks, by these steps and those after them
         self._pool: BlockPool | None = None
+        self._pinned: deque[tuple[int, list[KVCacheBlock]]] = deque()  # in windows, saved by these steps
         self._finished: list[Tracked] = []  # that owe saves
         self._seq = 0
         self._acked = -1
-        self._planned: deque[tuple[int, Tracked, int]] = deque()  # saves of recent steps: step, whose, from where
+        self._planned: deque[tuple[int, Tracked, list[int]]] = deque()  # saves of recent steps: step, whose, from where
         self._pace = Pace()
         self._store_failed = False
         self._strangers = False
@@ -137,17 +161,36 @@ class SchedulerSide:
 
     def _lookup(self, t: Tracked) -> None:
         t.looked_up = len(t.request.block_hashes)
-        t.tiers, t.saved = b"", 0
-        if not self._wanted(t.request):
-            return
-        try:
-            t.tiers = self._look_up(self._keys(t.request, 0, t.looked_up // self._geo.ratio))
-        except OSError as e:
-            if not self._store_failed:
-                logger.error("lookup failed, taken for a miss (said once): %s", e)
-            self._store_failed = True
-            return
-        t.saved = min(len(t.tiers), t.limit)
+        size = self._geo.block_tokens
+        known = min(t.looked_up // self._geo.hashes, t.limit) if self._wanted(t.request) else 0
+        t.found = [Found(known) for _ in t.found]
+        # The last token is always computed: its output is what the engine is after.
+        t.reach = self._reach(t, min(known * size, t.request.num_tokens - 1))
+        t.saved = [found.run(-(-t.reach // size)) for found in t.found]
+
+    def _reach(self, t: Tracked, tokens: int, only: bytes | None = None) -> int:
+        """The longest prefix, of at most so many tokens, up to which the store has what every group needs."""
+        size = self._geo.block_tokens
+        while tokens > 0:
+            end = -(-tokens // size)
+            absent = (self._absent(t, group, self._geo.first_needed(group, tokens), end, only)
+                      for group in self._groups)
+            missing = next((position for position in absent if position >= 0), -1)
+            if missing < 0:
+                break
+            tokens = missing * size
+        return max(tokens, 0)
+
+    def _absent(self, t: Tracked, group: int, first: int, end: int, only: bytes | None) -> int:
+        """The first of these positions that is not there, or in a tier that `only` leaves out; or -1."""
+        found = t.found[group]
+        if first < found.start:
+            # What lies in the window first.  If that is not enough, all that comes before it at once: news of
+            # what is absent may cost a wait each time.
+            begin, stop = (first, end) if found.start == len(found.tiers) else (0, found.start)
+            found.tiers[begin:stop] = self._look_up(self._keys(t.request, group, begin, stop))
+            found.start = begin
+        return (found.tiers.translate(only) if only else found.tiers).find(0, first, end)
 
     def watch(self, medium: str) -> None:
         """From now on there are events."""
@@ -166,52 +209,59 @@ class SchedulerSide:
         return keys
 
     def _look_up(self, keys: bytes) -> bytes:
-        """Of the leading blocks that every stage has, the slowest tier that is needed."""
-        tiers = b""
-        for n, store in enumerate(self._stores.values()):
-            found = store.lookup(keys)
-            absent = found.find(0)
-            found = found if absent < 0 else found[:absent]
-            tiers = bytes(map(max, tiers, found)) if n else found
-            keys = keys[:16 * len(tiers)]
+        """Of each block the slowest tier that is needed, for it is what all stages have; 0: one has it not."""
+        count, tiers = len(keys) // 16, b""
         if len(self._stores) < self._geo.stages:  # MultiConnector passes on only the first child's greetings
             if not self._incomplete:
                 logger.error("of %d stages of the pipeline %d have told the scheduler what they store blocks as: "
                              "nothing will be found. If UCMConnector is below MultiConnector, put it first there",
                              self._geo.stages, len(self._stores))
             self._incomplete = True
-            return b""
-        return tiers
+            return bytes(count)
+        try:
+            for n, store in enumerate(self._stores.values()):
+                found = store.lookup(keys)
+                tiers = bytes(max(pair) * all(pair) for pair in zip(tiers, found)) if n else found
+                tiers = tiers.rstrip(b"\0")
+                keys = keys[:16 * len(tiers)]  # what one lacks is not asked of the next
+        except OSError as e:
+            if not self._store_failed:
+                logger.error("lookup failed, taken for a miss (said once): %s", e)
+            self._store_failed = True
+            return bytes(count)
+        return tiers.ljust(count, b"\0")
 
     def _loadable(self, t: Tracked) -> int:
         if not self._policy.loads:
             return 0
-        size = self._geo.block_tokens
-        hit = min(len(t.tiers), t.limit)
-        if self._pace.behind:
-            hit = min(hit, len(t.tiers) - len(t.tiers.lstrip(b"\1")) if self._policy.dram else 0)
+        tokens, only, size = t.reach, None, self._geo.block_tokens
         if self._policy.hit_ratio < 1:
-            hit = min(hit, int(self._policy.hit_ratio * t.request.num_prompt_tokens) // size)
-        # The last token is always computed: its output is what the engine is after.
-        tokens = min(hit * size, t.request.num_tokens - 1) - t.local
+            tokens = min(tokens, int(self._policy.hit_ratio * t.request.num_prompt_tokens) // size * size)
+        if self._pace.behind:
+            tokens, only = (tokens, DRAM_ONLY) if self._policy.dram else (0, None)
+        tokens = self._reach(t, tokens, only) - t.local
         return tokens if tokens > 0 and tokens >= self._policy.load_tokens_threshold else 0
 
-    def admitted(self, request: Request, engine_blocks: list[int], tokens: int) -> None:
+    def admitted(self, request: Request, engine_blocks: tuple[list[int], ...], tokens: int) -> None:
         """The engine has given the request its blocks; this many tokens are to be loaded."""
         t = self._tracked(request)
         t.looked_up = -1
         if tokens == 0:
             return
         ratio, size = self._geo.ratio, self._geo.block_tokens
-        first, end = t.local // size, -(-(t.local + tokens) // size)
-        # A block of the store whose first engine blocks hold another request's data, which may be in
-        # use: these go to the placeholder.
-        skip = t.local // self._geo.engine_tokens - first * ratio
-        blocks = array("I", engine_blocks[first * ratio:end * ratio])
-        for i in range(skip):
-            blocks[i] = NULL_BLOCK
+        end = -(-(t.local + tokens) // size)
+        own = t.local // self._geo.engine_tokens  # engine blocks before this hold another request's data
+        load = Transfer(request.request_id, array("I"), b"", array("I"))
+        for group in self._groups:
+            first = max(t.local // size, self._geo.first_needed(group, t.local + tokens))
+            # A block of the store may begin with engine blocks that are in use: these go to the placeholder, as do
+            # those that have left the window.
+            skip = max(0, own - first * ratio)
+            load.blocks.extend([NULL_BLOCK] * skip)
+            load.blocks.extend(engine_blocks[group][first * ratio + skip:end * ratio])
+            load.positions.extend(range(first, end))
+            load.keys += self._keys(request, group, first, end)
         t.trusted = t.local + tokens
-        load = Transfer(request.request_id, first, self._keys(request, first, end), blocks, skip)
         t.load = (self._seq + 1, load)
         self._loads.append(load)
 
@@ -221,9 +271,13 @@ class SchedulerSide:
             return 0, tokens
         t = self._requests[request.request_id]
         size = self._geo.block_tokens
-        end = -(-(t.local + tokens) // size)
-        fast = t.tiers.count(1, t.local // size, end) * size
-        if fast and t.tiers[t.local // size] == 1:
+        begin, end = t.local // size, -(-(t.local + tokens) // size)
+        slow = set()
+        for group, found in enumerate(t.found):
+            first = max(begin, self._geo.first_needed(group, t.local + tokens))
+            slow.update(at for at in range(first, end) if found.tiers[at] != 1)
+        fast = (end - begin - len(slow)) * size
+        if fast and begin not in slow:
             fast -= t.local % size
         fast = min(fast, tokens)
         return fast, tokens - fast
@@ -258,7 +312,7 @@ class SchedulerSide:
         scheduled = out.num_scheduled_tokens
         for new in out.scheduled_new_reqs:
             if t := self._requests.get(new.req_id):
-                t.blocks = list(new.block_ids[0])
+                t.blocks = [list(blocks) for blocks in new.block_ids]
                 if not step.loads:  # which would count as computing
                     self._pace.begins(t.request, t.request.num_prompt_tokens - new.num_computed_tokens)
                 self._plan_save(step, t, new.num_computed_tokens, scheduled[new.req_id])
@@ -266,11 +320,12 @@ class SchedulerSide:
         for i, req_id in enumerate(cached.req_ids):
             if (t := self._requests.get(req_id)) is None:
                 continue
-            blocks = cached.new_block_ids[i]
+            new_blocks = cached.new_block_ids[i]
             if req_id in cached.resumed_req_ids:
-                t.blocks = list(blocks[0])
-            elif blocks is not None:
-                t.blocks.extend(blocks[0])
+                t.blocks = [list(blocks) for blocks in new_blocks]
+            elif new_blocks is not None:
+                for blocks, more in zip(t.blocks, new_blocks):
+                    blocks.extend(more)
             self._plan_save(step, t, cached.num_computed_tokens[i], scheduled.get(req_id, 0))
         return step
 
@@ -278,47 +333,72 @@ class SchedulerSide:
         """Blocks that are full at the end of this step and not yet saved."""
         if self._unsettled:
             tokens = self._geo.engine_tokens
-            self._written[-1][1].extend(t.blocks[computed // tokens:-(-(computed + scheduled) // tokens)])
+            for blocks in t.blocks:
+                self._written[-1][1].extend(blocks[computed // tokens:-(-(computed + scheduled) // tokens)])
         if not self._policy.saves or not self._wanted(t.request):
             return
         if self._policy.delivers and computed < t.request.num_prompt_tokens <= computed + scheduled:
             step.deliver = True
-        size, ratio = self._geo.block_tokens, self._geo.ratio
+        size, t.computed = self._geo.block_tokens, computed
         if computed > t.trusted:
             # Another connector loads these in this very step, and may yet fail: not ours to save, and
             # what is computed on them is not known to be right before the next step.
-            t.saved, t.trusted = max(t.saved, -(-computed // size)), NO_LIMIT
+            t.saved, t.trusted = [max(saved, -(-computed // size)) for saved in t.saved], NO_LIMIT
             return
         t.trusted = NO_LIMIT
-        known = len(t.request.block_hashes) // ratio
+        known = len(t.request.block_hashes) // self._geo.hashes
         if self._policy.prompt_only:
             known = min(known, t.request.num_prompt_tokens // size)
         full = min((computed + scheduled) // size, known)
         if self._unsettled and self._policy.lockstep:
             # A load may yet fail on one worker, and what the others compute in this step be wrong for it.
-            if self._unsettled == {step.seq} and t.owed > t.saved:
+            if self._unsettled == {step.seq}:
                 self._save(step, t, t.owed)  # of earlier steps, which went well
             t.owed = full
-        elif full > t.saved:
+        else:
             self._save(step, t, full)
 
     def _settle_finished(self, step: Step) -> None:
         """What requests that have finished meanwhile were to save."""
         for t in self._finished:
             self._held.add(t.request.request_id)
-            if t.owed > t.saved:
-                self._save(step, t, t.owed)
+            self._save(step, t, t.owed)
         self._finished.clear()
 
     def _save(self, step: Step, t: Tracked, full: int) -> None:
-        ratio = self._geo.ratio
-        step.saves.append(Transfer(t.request.request_id, t.saved, self._keys(t.request, t.saved, full),
-                                   array("I", t.blocks[t.saved * ratio:full * ratio])))
-        if self.events:
-            self.events.saved(t.request, t.saved, step.saves[-1].keys)
-        self._planned.append((step.seq, t, t.saved))
-        t.saved = full
-        t.dumping = True
+        """Blocks before that position that are not saved yet, and still there."""
+        if full <= min(t.saved):
+            return
+        ratio, before = self._geo.ratio, t.saved
+        save = Transfer(t.request.request_id, array("I"), b"", array("I"))
+        for group in self._groups:
+            first = max(before[group], self._geo.first_whole(group, t.computed))
+            if first < full:
+                blocks, keys = t.blocks[group][first * ratio:full * ratio], self._keys(t.request, group, first, full)
+                save.positions.extend(range(first, full))
+                save.keys += keys
+                save.blocks.extend(blocks)
+                if self.events and group == self._groups[0]:
+                    self.events.saved(t.request, first, keys)
+                if self._geo.windows[group]:
+                    self._pin(step.seq, blocks)
+        t.saved = [max(saved, full) for saved in before]
+        if save.positions:
+            step.saves.append(save)
+            self._planned.append((step.seq, t, before))
+            t.dumping = True
+
+    def _pin(self, seq: int, engine_blocks: list[int]) -> None:
+        """A block that leaves its window goes back to vLLM's pool while its request runs on: not while a save of
+        this step may be reading it."""
+        assert self._pool is not None
+        blocks = [self._pool.blocks[block] for block in engine_blocks]
+        self._pool.touch(blocks)
+        self._pinned.append((seq, blocks))
+
+    def frees(self) -> bool:
+        """Whether blocks become free when saves under way have let go of them."""
+        return any(block.ref_cnt == 1 for _, blocks in self._pinned for block in blocks)
 
     def heard(self, result: StepResult) -> None:
         """What a worker says went wrong."""
@@ -332,19 +412,21 @@ class SchedulerSide:
         for req_id, position in result.failed.items():
             if t := self._requests.get(req_id):
                 t.limit = min(t.limit, position)
-                t.saved = min(t.saved, position)
+                t.saved = [min(saved, position) for saved in t.saved]
         if result.spoilt > self._acked:
             self._evict(result.spoilt)
             # From that step on, up to the next one, the worker has saved nothing.
             self._acked = result.spoilt
             for t in (*self._requests.values(), *self._finished):
                 t.owed = 0
-            for seq, t, start in self._planned:
+            for seq, t, before in self._planned:
                 if seq >= result.spoilt:
-                    t.saved = min(t.saved, start)
+                    t.saved = list(map(min, t.saved, before))
         self._unsettled = {step for step in self._unsettled if step > result.settled}
         while self._written and (not self._unsettled or self._written[0][0] < min(self._unsettled)):
             self._written.popleft()
+        while self._pinned and self._pinned[0][0] <= result.released:
+            self._pool.free_blocks(self._pinned.popleft()[1])
 
     def bind(self, pool: BlockPool) -> None:
         self._pool = pool
@@ -365,19 +447,20 @@ class SchedulerSide:
             step, load = t.load
             bad = next((i for i, block in enumerate(load.blocks) if block in engine_blocks), None)
             if bad is not None:
-                result.failed[req_id] = load.first + bad // self._geo.ratio
+                result.failed[req_id] = load.positions[bad // self._geo.ratio]
                 if not self._policy.asynchronous:
                     result.spoilt = max(result.spoilt, step)
         self.heard(result)
 
-    def finished(self, request: Request, engine_blocks: list[int]) -> bool:
+    def finished(self, request: Request, engine_blocks: tuple[list[int], ...]) -> bool:
         """Whether its engine blocks must be kept until the worker reports it."""
         self._pace.ends(request)
         t = self._requests.pop(request.request_id, None)
         if t is None:
             return False
         owed = self._geo.ratio * t.owed
-        owes = t.owed > t.saved and engine_blocks[:owed] == t.blocks[:owed]
+        owes = t.owed > min(t.saved) and all(
+            given[:owed] == known[:owed] for given, known in zip(engine_blocks, t.blocks))
         if owes:
             self._finished.append(t)
         elif t.dumping:
@@ -386,20 +469,21 @@ class SchedulerSide:
 
     def prompt_keys(self, request: Request) -> bytes:
         """Of the full blocks of its prompt."""
-        return self._keys(request, 0, request.num_prompt_tokens // self._geo.block_tokens)
+        return self._keys(request, 0, 0, request.num_prompt_tokens // self._geo.block_tokens)
 
     # ---- helpers ----
 
     def _tracked(self, request: Request) -> Tracked:
         t = self._requests.get(request.request_id)
         if t is None:
-            t = self._requests[request.request_id] = Tracked(request)
+            t = self._requests[request.request_id] = Tracked(request, len(self._groups))
         return t
 
     def _wanted(self, request: Request) -> bool:
         return request.num_prompt_tokens >= self._policy.persist_token_threshold
 
-    def _keys(self, request: Request, first: int, end: int) -> bytes:
-        """A block of the store is named by the hash of the last engine block in it."""
-        ratio = self._geo.ratio
-        return b"".join([h[:16] for h in request.block_hashes[(first + 1) * ratio - 1:end * ratio:ratio]])
+    def _keys(self, request: Request, group: int, first: int, end: int) -> bytes:
+        """A block of the store is named by the last of vLLM's hashes in it, and the group's number."""
+        hashes, tail = self._geo.hashes, self._tails[group]
+        return b"".join([h[:15] + tail[h[15]]
+                         for h in request.block_hashes[(first + 1) * hashes - 1:end * hashes:hashes]])

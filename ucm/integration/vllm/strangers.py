@@ -14,7 +14,7 @@ logger = logging.getLogger(f"vllm.{__name__}")
 
 # Of a namespace, what one engine has for all of its stages and groups.
 FORM = ("dtype", "quantization", "kv_dtype", "block_tokens", "engine_block_tokens", "layout", "ranks", "tokens_over",
-        "hash")
+        "hash", "windows", "draft")
 NAMESPACE = "namespace.json"
 MISSES = 16  # after so many in a row it is time to look again
 

@@ -32,7 +32,10 @@ from ucm.traces import Recorder, directory_of
 if TYPE_CHECKING:
     import torch
     from vllm.config import VllmConfig
-    from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorHandshakeMetadata
+    from vllm.distributed.kv_transfer.kv_connector.v1.base import (
+        KVConnectorHandshakeMetadata,
+        KVConnectorTransferResults,
+    )
     from vllm.forward_context import ForwardContext
     from vllm.v1.attention.backend import AttentionMetadata
     from vllm.v1.core.block_pool import BlockPool
@@ -46,7 +49,7 @@ if TYPE_CHECKING:
 logger = init_logger(f"vllm.{__name__}")
 
 
-class UCMConnector(KVConnectorBase_V1):
+class UCMConnector(KVConnectorBase_V1, compat.SupportsHMA):
     def __init__(self, vllm_config: VllmConfig, role: KVConnectorRole,
                  kv_cache_config: KVCacheConfig | None = None):
         super().__init__(vllm_config, role, kv_cache_config)
@@ -58,7 +61,7 @@ class UCMConnector(KVConnectorBase_V1):
         if conf.get("use_lite") != "true":  # which has the scheduler's memory of keys only
             conf.set("rank", geometry.rank)
             conf.set("ranks", geometry.ranks)
-        policy = _policy(conf, vllm_config)
+        policy = _policy(conf, vllm_config, geometry)
         timeout_ms = int(conf.get("timeout_ms"))
         shown = Shown.read(conf.get("metrics_config_path"))
         scheduling = role == KVConnectorRole.SCHEDULER
@@ -148,7 +151,7 @@ class UCMConnector(KVConnectorBase_V1):
 
     def update_state_after_alloc(self, request: Request, blocks: KVCacheBlocks,
                                  num_external_tokens: int) -> None:
-        self._scheduler.admitted(request, blocks.get_block_ids()[0], num_external_tokens)
+        self._scheduler.admitted(request, blocks.get_block_ids(), num_external_tokens)
         if num_external_tokens:
             fast, slow = self._scheduler.tiers_of(request, num_external_tokens)
             self._meter.count("hit_dram_tokens_total", fast)
@@ -171,16 +174,19 @@ class UCMConnector(KVConnectorBase_V1):
     def take_events(self) -> list[Any]:
         return self._scheduler.events.take() if self._scheduler.events else []
 
-    def request_finished(self, request: Request,
-                         block_ids: list[int]) -> tuple[bool, dict[str, Any] | None]:
+    def request_finished_all_groups(self, request: Request,
+                                    block_ids: tuple[list[int], ...]) -> tuple[bool, dict[str, Any] | None]:
         if self._traces:
             self._traces.record(request.arrival_time, request.num_prompt_tokens, request.num_output_tokens,
                                 self._scheduler.prompt_keys(request))
         return self._scheduler.finished(request, block_ids), None
 
-    def request_finished_all_groups(self, request: Request,
-                                    block_ids: tuple[list[int], ...]) -> tuple[bool, dict[str, Any] | None]:
-        return self.request_finished(request, block_ids[0])  # vllm-ascend asks so, also with one group
+    def request_finished(self, request: Request,
+                         block_ids: list[int]) -> tuple[bool, dict[str, Any] | None]:
+        return self.request_finished_all_groups(request, (block_ids,))  # before 0.30
+
+    def has_pending_block_frees(self) -> bool:
+        return self._scheduler.frees()
 
     # ---- worker ----
 
@@ -210,6 +216,9 @@ class UCMConnector(KVConnectorBase_V1):
 
     def get_finished(self, finished_req_ids: set[str]) -> tuple[set[str] | None, set[str] | None]:
         return self._worker.transfers_done()
+
+    def get_transfer_results(self, finished_req_ids: set[str]) -> KVConnectorTransferResults:
+        return compat.transfer_results(*self.get_finished(finished_req_ids), self._worker.failed_requests())
 
     def get_block_ids_with_load_errors(self) -> set[int]:
         return self._worker.bad_blocks()
@@ -255,15 +264,15 @@ def _share_log() -> None:
         core.setLevel(vllm.level)
 
 
-def _policy(conf: ucm.Conf, vllm_config: VllmConfig) -> Policy:
+def _policy(conf: ucm.Conf, vllm_config: VllmConfig, geometry: geo.Geometry) -> Policy:
     role = vllm_config.kv_transfer_config.kv_role
     lockstep = vllm_config.parallel_config.world_size > 1
     return Policy(
         loads=role != "kv_producer",
         saves=role != "kv_consumer",
         # Who computes on a load that fails must be able to take back what came of it: to tell the other workers,
-        # and to empty the engine's own cache of it.
-        asynchronous=(conf.get("use_layerwise") != "true" or not compat.CAN_EVICT
+        # and to empty the engine's own cache of it.  And vLLM must know which engine blocks those are.
+        asynchronous=(conf.get("use_layerwise") != "true" or not compat.CAN_EVICT or not geometry.plain
                       or (lockstep and not compat.WORKERS_ANSWER)),
         delivers=role == "kv_producer",
         dram=conf.get("store_pipeline").startswith("Cache"),

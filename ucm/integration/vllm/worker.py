@@ -18,12 +18,12 @@ import errno
 import logging
 import time
 from array import array
-from collections.abc import Set
+from collections.abc import Sequence, Set
 from typing import TYPE_CHECKING, Any
 
 from ucm.integration.vllm import geometry as geo
 from ucm.integration.vllm.device import Marks
-from ucm.integration.vllm.messages import Step, StepResult, Transfer
+from ucm.integration.vllm.messages import NULL_BLOCK, Step, StepResult, Transfer
 from ucm.integration.vllm.pace import SHORTEST_MS
 from ucm.layout import from_kv_caches
 
@@ -57,12 +57,14 @@ class WorkerSide:
         self._streams = True  # no step has been seen to compute without asking
         self._step: Step | None = None
         self._loading: list[tuple[Any, Transfer, float]] = []  # task, what, when to give up
-        self._saving: list[tuple[Any, frozenset[str]]] = []  # task, whose blocks it reads
+        self._saving: list[tuple[Any, frozenset[str], int]] = []  # task, whose blocks it reads, of which step
         self._undelivered: list[Any] = []  # of a producer: saves not known to be STORED
         self._late = False  # the last delivery was
         self._held: set[str] = set()
         self._received: set[str] = set()  # asynchronous loads that ended without a task
+        self._saved_until = -1  # the last step whose saves have been handed over
         self._bad_blocks: set[int] = set()
+        self._failed_requests: set[str] = set()  # the same, where blocks cannot tell
         self._failed: dict[str, int] = {}
         self._spoilt = -1
         self._gave_up = False
@@ -83,7 +85,7 @@ class WorkerSide:
     def preempted(self, requests: Set[str]) -> None:
         """Called before any block is overwritten."""
         if requests:
-            for task, owners in self._saving:
+            for task, owners, _ in self._saving:
                 if not owners.isdisjoint(requests):
                     self._settle(task, "save")
 
@@ -104,7 +106,7 @@ class WorkerSide:
     def _load_aside(self, load: Transfer) -> None:
         task = self._submit([load])
         if task is None:
-            self._report(load, 0)
+            self._report(load, range(len(load)))
             self._received.add(load.req_id)
         else:
             deadline = time.monotonic() + (self._timeout_ms + GRACE_MS) / 1000
@@ -156,7 +158,7 @@ class WorkerSide:
         for load in step.loads:
             bad = [i - start for i in failed if start <= i < start + len(load)]
             if bad:
-                self._report(load, min(bad))
+                self._report(load, bad)
             start += len(load)
 
     def save(self) -> None:
@@ -165,14 +167,15 @@ class WorkerSide:
         self._end_load()
         # A failed load spoils the steps up to the first that was planned in its knowledge.
         if step.saves and self._geo.saves and self._spoilt <= step.acked:
-            self._dump(step.saves)
+            self._dump(step)
         if step.deliver:
             self._deliver()
         # Not before: with a draft model reports are asked for first, and the step may save what it holds.
         self._held |= step.held
+        self._saved_until = step.seq
 
-    def _dump(self, saves: list[Transfer]) -> None:
-        keys, blocks, depths = _join(saves)
+    def _dump(self, step: Step) -> None:
+        keys, blocks, depths = _join(step.saves)
         try:
             task = self._marks.after(lambda event: self._store.dump(self._map, keys, blocks, depths, after=event))
         except OSError as e:
@@ -180,7 +183,7 @@ class WorkerSide:
             if self._dropped == len(depths):
                 logger.warning("%d blocks not saved (said once): %s", len(depths), e)
             return
-        self._saving.append((task, frozenset(s.req_id for s in saves)))
+        self._saving.append((task, frozenset(s.req_id for s in step.saves), step.seq))
         if self._delivers:
             self._undelivered = [t for t in self._undelivered if not t.done("stored")]
             self._undelivered.append(task)
@@ -212,7 +215,7 @@ class WorkerSide:
         self._saving = [s for s in self._saving if not s[0].done("released")]
         sent = None
         if self._held:
-            busy = set().union(*(owners for _, owners in self._saving))
+            busy = set().union(*(owners for _, owners, _ in self._saving))
             sent = self._held - busy
             self._held &= busy
         received, self._received = self._received, set()
@@ -230,7 +233,7 @@ class WorkerSide:
                 continue
             if failed := task.failed():
                 self._see_why(task, failed)
-                self._report(load, min(failed))
+                self._report(load, failed)
             received.add(load.req_id)
         self._loading = pending
 
@@ -238,15 +241,21 @@ class WorkerSide:
         bad, self._bad_blocks = self._bad_blocks, set()
         return bad
 
+    def failed_requests(self) -> set[str]:
+        """Those to be computed from the beginning, of the requests whose loads have ended."""
+        failed, self._failed_requests = self._failed_requests, set()
+        return failed
+
     def result(self) -> StepResult | None:
         step = self._step
         settled = step.seq if step and step.loads and not self._asynchronous else -1
-        if self._introduced and not self._failed and settled < 0:
+        if self._introduced and not self._failed and settled < 0 and not any(self._geo.windows):
             return None
         self._introduced = True
         failed, self._failed = self._failed, {}
         gave_up, self._gave_up = self._gave_up, False
-        return StepResult(self._geo.namespace, failed, self._spoilt, gave_up, settled)
+        released = min((seq - 1 for _, _, seq in self._saving), default=self._saved_until)
+        return StepResult(self._geo.namespace, failed, self._spoilt, gave_up, settled, released)
 
     def close(self) -> None:
         try:
@@ -277,8 +286,8 @@ class WorkerSide:
         assert self._step is not None
         if self._load_timeout_ms or not self._step.patience_ms:
             return self._load_timeout_ms
-        blocks = sum(map(len, loads)) + sum(len(load) for _, load, _ in self._loading)
-        return max(SHORTEST_MS, round(self._step.patience_ms * blocks))
+        reach = sum(load.reach for load in loads) + sum(load.reach for _, load, _ in self._loading)
+        return max(SHORTEST_MS, round(self._step.patience_ms * reach))
 
     def _see_why(self, task: Any, failed: list[int]) -> None:
         self._gave_up |= any(task.status(i) == -errno.ETIMEDOUT for i in failed)
@@ -297,16 +306,21 @@ class WorkerSide:
         raise RuntimeError(f"ucm: a {what} still holds engine memory after {2 * self._timeout_ms} ms; "
                            f"is the storage backend hanging?")
 
-    def _report(self, load: Transfer, bad: int) -> None:
-        """Everything from the first bad block on is computed again."""
-        self._failed[load.req_id] = load.first + bad
-        self._bad_blocks.update(load.blocks[max(load.skip, bad * self._geo.ratio):])
+    def _report(self, load: Transfer, failed: Sequence[int]) -> None:
+        """Everything from the first bad block on is computed again.  Without what came before, where vLLM cannot be
+        told which block it was."""
+        good = min(failed) if self._geo.plain else 0
+        self._failed[load.req_id] = min(load.positions[i] for i in failed)
+        if self._geo.plain:
+            self._bad_blocks |= set(load.blocks[good * self._geo.ratio:]) - {NULL_BLOCK}
+        else:
+            self._failed_requests.add(load.req_id)
         logger.warning("request %s: %d of %d blocks could not be loaded and will be computed",
-                       load.req_id, len(load) - bad, len(load))
+                       load.req_id, len(load) - good, len(load))
 
     def _doze(self) -> None:
         """An engine with nothing to compute asks again and again: sleep until something ends, at most 1 ms."""
-        tasks = [t for t, *_ in self._loading] or ([t for t, _ in self._saving] if self._held else [])
+        tasks = [t for t, *_ in self._loading or (self._saving if self._held else [])]
         if tasks:
             try:
                 tasks[0].wait("released", 1)
@@ -318,9 +332,9 @@ def _join(transfers: list[Transfer]) -> tuple[bytes, array, array]:
     """One batch: keys, engine blocks, positions."""
     if len(transfers) == 1:
         t = transfers[0]
-        return t.keys, t.blocks, array("I", range(t.first, t.first + len(t)))
+        return t.keys, t.blocks, t.positions
     blocks, depths = array("I"), array("I")
     for t in transfers:
         blocks.extend(t.blocks)
-        depths.extend(range(t.first, t.first + len(t)))
+        depths.extend(t.positions)
     return b"".join([t.keys for t in transfers]), blocks, depths
