@@ -84,6 +84,12 @@ def adapter(work, zygote, model):
 
 
 @pytest.fixture(scope="session")
+def eagle(work, zygote, model) -> Path:
+    """The directory of an EAGLE head for llama-tiny."""
+    return zygote.run(work / "models.log", "Maker", "make_eagle", model(), work / "eagle", 9)
+
+
+@pytest.fixture(scope="session")
 def reference(work, zygote, model):
     """reference(prompts, ...): what an engine without ucm answers.  One engine a model and its options, each
     prompt once; new ones all together, for generating costs a step a token however many prompts share it."""

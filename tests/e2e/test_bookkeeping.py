@@ -504,7 +504,7 @@ def test_models_that_differ_in_a_norm_alone_are_told_apart(tmp_path):
 
 
 def derived(rank: int = 0, copies: int = 1, kind: str | list[str] = "FullAttentionSpec", more: dict = {},
-            **parallel: int):
+            speculative: object = None, **parallel: int):
     """kind: of one group, or of each; more: what is said of it, or of each kind."""
     import torch
     from ucm.integration.vllm.geometry import derive
@@ -518,7 +518,7 @@ def derived(rank: int = 0, copies: int = 1, kind: str | list[str] = "FullAttenti
               for i, k in enumerate([kind] if isinstance(kind, str) else kind)]
     return derive(
         SimpleNamespace(parallel_config=SimpleNamespace(rank=rank, **{**sizes, **parallel}),
-                        device_config=SimpleNamespace(device_type="cpu"), speculative_config=None,
+                        device_config=SimpleNamespace(device_type="cpu"), speculative_config=speculative,
                         model_config=SimpleNamespace(dtype="float32", quantization=None),
                         cache_config=SimpleNamespace(prefix_caching_hash_algo="sha256", cache_dtype="auto")),
         SimpleNamespace(kv_cache_groups=groups, kv_cache_layout="LBHNC", kv_tp_replicas=copies), 128, "model")

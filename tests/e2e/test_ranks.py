@@ -13,6 +13,8 @@ from support import BLOCK, MODES, flip_bytes, hits, tokens
 PROMPTS = [prompt(1000, 1), prompt(5 * BLOCK, 2), prompt(512, 3) + prompt(200, 4)]
 FULL = [len(p) // BLOCK for p in PROMPTS]
 TP2 = {"tensor_parallel_size": 2}
+KINDS = pytest.mark.parametrize("kind, mode", [("llama-tiny", "layerwise"), ("llama-tiny", "async"),
+                                               ("gemma2-tiny", "async")])
 SMALL = {"kv_cache_memory_bytes": 1 << 26}  # so that there is room for two
 
 
@@ -21,12 +23,12 @@ def ask(life, prompts=PROMPTS):
 
 
 @pytest.mark.row("TP2")
-@pytest.mark.parametrize("mode", MODES)
-def test_tensor_parallel(deploy, reference, mode):
+@KINDS
+def test_tensor_parallel(deploy, reference, kind, mode):
     """Cold, restarted, a part of the prompt; and damage on one rank, of which only the other knows nothing."""
     longer = PROMPTS[2][:512] + prompt(300, 5)
-    expected = reference([*PROMPTS, longer])
-    d = deploy(**MODES[mode])
+    expected = reference([*PROMPTS, longer], kind)
+    d = deploy(model_name=kind, **MODES[mode])
     with d.life(**TP2) as life:
         assert ask(life) == expected[:3]
     assert sorted(lane["rank"] for lane in ucm.inspect(d.storage)) == [0, 1]
@@ -75,18 +77,19 @@ def test_latent_attention_is_stored_once(deploy, reference):
 
 
 @pytest.mark.row("PP2, stages of unequal size")
-@pytest.mark.parametrize("mode", MODES)
-def test_pipeline(deploy, reference, mode):
-    """Three layers here, one there; then the one loses blocks."""
+@KINDS
+def test_pipeline(deploy, reference, kind, mode):
+    """Three layers here, one there (of gemma2 one of full attention and two with a window; and one more of full
+    attention); then the one loses blocks."""
     longer = PROMPTS[2][:512] + prompt(300, 5)
-    expected = reference([*PROMPTS, longer])
-    d = deploy(**MODES[mode])
+    expected = reference([*PROMPTS, longer], kind)
+    d = deploy(model_name=kind, **MODES[mode])
     options = {"pipeline_parallel_size": 2, "environment": {"VLLM_PP_LAYER_PARTITION": "3,1"}}
     with d.life(**options) as life:
         assert ask(life) == expected[:3]
     stages = {lane["namespace"]: lane for lane in ucm.inspect(d.storage)}.values()
     small, large = sorted(stages, key=lambda stage: stage["block_size"])
-    assert large["block_size"] == 3 * small["block_size"]
+    assert large["block_size"] == (3 if kind == "llama-tiny" else 2) * small["block_size"]
     with d.life(**options) as life:
         assert ask(life, [*PROMPTS, longer]) == expected
         assert hits(life) == [(n, 0, n) for n in FULL] + [(6, 0, 4)]

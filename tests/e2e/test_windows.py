@@ -11,7 +11,7 @@ import torch
 from support import BLOCK, ENGINE, RATIO, geometry
 from test_bookkeeping import Request, Scheduler, derived
 from test_worker import FakeTask, Worker, transfer
-from ucm.integration.vllm.messages import NULL_BLOCK, StepResult
+from ucm.integration.vllm.messages import NULL_BLOCK, Step, StepResult
 
 WINDOW = 256  # after 7 blocks, of 128 tokens, the last two are needed
 
@@ -159,6 +159,19 @@ def test_every_group_saves_what_a_step_has_filled():
     assert moved(s.step(running=[(r, 300, 700)]).saves) == [block(s, r, p, g) for g in (0, 1) for p in range(2, 7)]
 
 
+def test_what_full_attention_has_is_announced():
+    """Who sends prompts to where they begin needs to know of each block once."""
+    s, r, _ = scheduler(windows=(WINDOW, 0))
+    r.all_token_ids, r.lora_request = list(range(1000)), None
+    s.side.watch("STORAGE")
+    s.admit(r)
+    s.step(new=[(r, 0, 300)])
+    for group in (0, 1):
+        s.store.put(r, range(2), group=group)
+    s.store.peek, s.store.removed = s.store.lookup, lambda: (b"", 0)
+    assert [e.token_ids for e in s.side.events.take()] == [list(range(BLOCK)), list(range(BLOCK, 2 * BLOCK))]
+
+
 def test_what_the_store_has_is_not_saved_again():
     s, r, _ = scheduler()
     s.store.put(r, range(6))
@@ -234,6 +247,25 @@ def test_a_failed_load_is_reported_by_request():
     assert w.side.failed_requests() == {"a"} and w.side.failed_requests() == set()
 
 
+def test_who_does_not_ask_which_requests_failed_is_stopped():
+    """A wrapper of the connector that knows the older hook only would have the engine compute on nothing."""
+    from ucm.integration.vllm.ucm_connector import UCMConnector
+
+    connector = object.__new__(UCMConnector)
+    for stopped in (False, True):
+        w = worker()
+        w.store.next = [FakeTask(released=True, failed=[0])]
+        w.side.begin(Step(1, -1, [transfer("a", 0, 1)]))
+        w.side.load()
+        connector._worker = w.side
+        if stopped:
+            with pytest.raises(RuntimeError, match="must pass on get_transfer_results"):
+                connector.get_finished(set())
+        else:
+            results = connector.get_transfer_results(set())
+            assert results.failed_recving == results.finished_recving == {"a"}
+
+
 def test_windows_do_not_make_a_load_worth_more_time():
     w = worker()
     load = transfer("a", 2, 4)
@@ -262,8 +294,6 @@ def test_the_slowest_worker_counts():
 
 def test_a_save_that_is_handed_over_after_the_report_is_not_released():
     """The order of vLLM with a draft model."""
-    from ucm.integration.vllm.messages import Step
-
     w = worker()
     w.side.begin(Step(1, -1, [], [transfer("a", 0, 1)]))
     w.side.load()

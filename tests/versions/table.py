@@ -26,6 +26,9 @@ ENGINE = {  # column -> tests
     "chunked prefill": ["test_engine.py::test_chunked_prefill[layerwise]"],
     "damaged blocks": ["test_engine.py::test_damaged_blocks_are_computed_again[Cache|Posix-layerwise]",
                        "test_engine.py::test_damaged_blocks_are_computed_again[Cache|Posix-async]"],
+    "several KV cache groups": ["test_groups.py::test_of_a_window_only_what_is_in_it_is_loaded[gemma2-tiny]",
+                                "test_groups.py::test_damage[28]"],
+    "a draft model": ["test_drafts.py::test_restart[draft_model]"],
     "below vLLM's CPU tier": ["test_tier.py::test_a_restart_hits_the_disk"],
 }
 WORDS = {"passed": "yes", "failed": "**fails**", "error": "**fails**", "skipped": "no", "": "-"}
@@ -80,7 +83,6 @@ def features() -> dict[str, str]:
         "cache hit source": compat.CacheHitSource is not None and uses("get_external_cache_hit_sources"),
         "statistics": uses("get_kv_connector_stats"),
         "KV events": uses("take_events"),
-        "hybrid KV cache groups": issubclass(UCMConnector, base.SupportsHMA),
     }
     return {name: "yes" if has else "no" for name, has in found.items()}
 

@@ -173,6 +173,11 @@ class Maker:
 
         return models.make(name, directory, seed)
 
+    def make_eagle(self, model: Path, target: Path, seed: int) -> Path:
+        import models
+
+        return models.make_eagle(model, target, seed)
+
     def make_lora(self, model: Path, target: Path, seed: int) -> Path:
         import models
 

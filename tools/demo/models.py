@@ -64,6 +64,23 @@ def make(name: str, directory: Path, seed: int = 7) -> Path:
     return target
 
 
+def make_eagle(model: Path, target: Path, seed: int) -> Path:
+    """Writes an EAGLE head, one layer, for a llama made here; returns its directory."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    config = json.loads((model / "config.json").read_text())
+    generator = torch.Generator().manual_seed(seed)
+    layer = {k.removeprefix("model."): v for k, v in load_file(model / "model.safetensors").items()
+             if k.startswith("model.layers.0.") and "input_layernorm" not in k}
+    width = config["hidden_size"]
+    target.mkdir()
+    save_file({**layer, "fc.weight": torch.empty(width, 2 * width).normal_(0, 0.05, generator=generator)},
+              target / "model.safetensors")
+    (target / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 1}))
+    return target
+
+
 def make_lora(model: Path, target: Path, seed: int) -> Path:
     """Writes an adapter of rank 8 for a model made here; returns its directory."""
     import torch

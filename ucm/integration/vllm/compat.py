@@ -128,10 +128,5 @@ def copies(vllm_config: VllmConfig, kv_cache_config: KVCacheConfig) -> int:
     return width if vllm_config.model_config.use_mla else 1
 
 
-def is_draft(group: KVCacheGroupSpec) -> bool:
-    """Whether these are the layers of a draft model."""
-    return getattr(group, "is_eagle_group", False)
-
-
 def failure_policy(transfer: KVTransferConfig) -> str:
     return getattr(transfer, "kv_load_failure_policy", "recompute")

@@ -21,11 +21,13 @@ from vllm.v1.kv_cache_interface import UniformTypeKVCacheSpecs
 from ucm.integration.vllm import compat, device
 
 if TYPE_CHECKING:
-    from vllm.config import ModelConfig, ParallelConfig, VllmConfig
+    from vllm.config import ModelConfig, ParallelConfig, SpeculativeConfig, VllmConfig
     from vllm.v1.kv_cache_interface import AttentionSpec, KVCacheConfig, KVCacheGroupSpec
 
 
 SERVED = ("FullAttentionSpec", "MLAAttentionSpec", "SlidingWindowSpec")
+# Speculative decoding: by a model whose layers have KV caches beside the first one's; by none.
+DRAFTS, GUESSES = ("draft_model", "eagle", "eagle3", "mtp"), ("ngram", "suffix")
 
 
 class Unsupported(ValueError):
@@ -108,6 +110,7 @@ def derive(vllm_config: VllmConfig, kv_cache_config: KVCacheConfig, chunk_tokens
         "layers": [len(names) for names in layers],
         "layer_names": _digest(layers),
         "windows": windows,
+        "draft": _draft_identity(vllm_config.speculative_config),
         "kv_heads": spec.num_kv_heads,
         "head_size": spec.head_size,
         "layer_bytes": spec.real_page_size_bytes,
@@ -188,10 +191,18 @@ def _check_supported(vllm_config: VllmConfig, kv_cache_config: KVCacheConfig) ->
         raise Unsupported("ucm serves sliding windows and several KV cache groups from vLLM 0.30 on: take that, or "
                           "start with --disable-hybrid-kv-cache-manager")
     speculative = vllm_config.speculative_config
-    if any(map(compat.is_draft, groups)) or (
-            speculative is not None and speculative.method not in ("ngram", "suffix")):
-        raise Unsupported("ucm does not serve speculative decoding with a draft model yet "
-                          "(ngram works)")
+    if speculative is not None and speculative.method not in DRAFTS + GUESSES:
+        raise Unsupported(f"ucm serves speculative decoding by {', '.join(DRAFTS + GUESSES)} only, so far; this "
+                          f"engine's is {speculative.method}")
+    if drafts(speculative) and not compat.FAILS_BY_REQUEST:
+        raise Unsupported(f"ucm serves speculative decoding by {speculative.method} from vLLM 0.30 on; with this one "
+                          f"{' and '.join(GUESSES)} work")
+
+
+def drafts(speculative: SpeculativeConfig | None) -> bool:
+    """Whether a block holds layers of a draft model too.  What is in them cannot make an answer wrong, for the model
+    checks every guess."""
+    return speculative is not None and speculative.method in DRAFTS
 
 
 def _layer_specs(spec: Any) -> list[Any]:
@@ -245,6 +256,13 @@ def _model_identity(model: ModelConfig) -> dict[str, str]:
     else:
         identity["name"] = str(model.model)
     return identity
+
+
+def _draft_identity(speculative: SpeculativeConfig | None) -> str:
+    """Not part of model_id: it names the model that answers."""
+    if not drafts(speculative):
+        return "none"
+    return f"{speculative.method} {_digest(_model_identity(speculative.draft_model_config))}"
 
 
 SAMPLES, SAMPLE = 16, 4096  # of a file of weights, and bytes in each

@@ -215,10 +215,14 @@ class UCMConnector(KVConnectorBase_V1, compat.SupportsHMA):
         self._worker.save()
 
     def get_finished(self, finished_req_ids: set[str]) -> tuple[set[str] | None, set[str] | None]:
-        return self._worker.transfers_done()
+        done = self._worker.transfers_done()
+        if failed := self._worker.failed_requests():
+            raise RuntimeError(f"ucm: the loads of {len(failed)} requests have failed, and whoever wraps UCMConnector did "
+                               "not ask for it: it must pass on get_transfer_results")
+        return done
 
     def get_transfer_results(self, finished_req_ids: set[str]) -> KVConnectorTransferResults:
-        return compat.transfer_results(*self.get_finished(finished_req_ids), self._worker.failed_requests())
+        return compat.transfer_results(*self._worker.transfers_done(), self._worker.failed_requests())
 
     def get_block_ids_with_load_errors(self) -> set[int]:
         return self._worker.bad_blocks()
@@ -271,8 +275,10 @@ def _policy(conf: ucm.Conf, vllm_config: VllmConfig, geometry: geo.Geometry) -> 
         loads=role != "kv_producer",
         saves=role != "kv_consumer",
         # Who computes on a load that fails must be able to take back what came of it: to tell the other workers,
-        # and to empty the engine's own cache of it.  And vLLM must know which engine blocks those are.
+        # and to empty the engine's own cache of it.  And vLLM must know which engine blocks those are, and the model
+        # ask for every layer: a draft model's are asked for after the step has been reported.
         asynchronous=(conf.get("use_layerwise") != "true" or not compat.CAN_EVICT or not geometry.plain
+                      or geo.drafts(vllm_config.speculative_config)
                       or (lockstep and not compat.WORKERS_ANSWER)),
         delivers=role == "kv_producer",
         dram=conf.get("store_pipeline").startswith("Cache"),
