@@ -477,9 +477,10 @@ static void a_stream_that_fails_is_replaced(void **state)
     }
     s.geo.dev = &gone;
     assert_int_equal(run_move(&s, false, 0, 1), -EIO);
+    assert_int_equal(run_move(&s, false, 0, 1), -ENOMEM); /* and none of it hangs */
     s.geo.dev = host;
-    assert_int_equal(run_move(&s, false, 0, 1), -ENODEV); /* and none of it hangs */
-    assert_int_equal(run_move(&s, true, 2, 1), 0);        /* the other one has its own */
+    assert_int_equal(run_move(&s, true, 2, 1), 0);  /* the other one has its own */
+    assert_int_equal(run_move(&s, false, 0, 1), 0); /* and this one has a new one */
     stack_close(&s);
 }
 
