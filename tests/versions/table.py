@@ -28,7 +28,6 @@ ENGINE = {  # column -> tests
                        "test_engine.py::test_damaged_blocks_are_computed_again[Cache|Posix-async]"],
     "several KV cache groups": ["test_groups.py::test_of_a_window_only_what_is_in_it_is_loaded[gemma2-tiny]",
                                 "test_groups.py::test_damage[28]"],
-    "a draft model": ["test_drafts.py::test_restart[draft_model]"],
     "below vLLM's CPU tier": ["test_tier.py::test_a_restart_hits_the_disk"],
 }
 WORDS = {"passed": "yes", "failed": "**fails**", "error": "**fails**", "skipped": "no", "": "-"}
