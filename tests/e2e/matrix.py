@@ -11,7 +11,8 @@ from engine import UCM
 from models import prompt
 from support import BLOCK, MODES, hits, tokens
 
-MODELS = ["llama-tiny", "qwen2-tiny", "qwen3-tiny", "mla-tiny", "gemma2-tiny", "gemma3-tiny"]
+WINDOWS = ["gemma2-tiny", "gemma3-tiny"]
+MODELS = ["llama-tiny", "qwen2-tiny", "qwen3-tiny", "mla-tiny", *WINDOWS]
 FORMS: dict[str, dict] = {  # options of vLLM, and its environment
     "eager": {},
     "compiled": {"enforce_eager": False, "environment": {"VLLM_CPU_CI_ENV": "1"}},  # piecewise, but no C++ compiler
@@ -30,7 +31,8 @@ def test_matrix(deploy, row, kind, mode, form):
         r.ask("cold", life, PROMPTS, [0, 0])
     with d.life(**FORMS[form]) as life:
         r.ask("restart", life, PROMPTS, FULL, "disk")
-        r.ask("partial", life, PARTIAL, [2], "host")
+        # What a window needs at the end of a part was not needed at the end of the whole: it is on disk still.
+        r.ask("partial", life, PARTIAL, [2], "" if kind in WINDOWS else "host")
         r.ask("DRAM", life, PROMPTS, FULL, "host")
 
 
