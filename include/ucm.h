@@ -156,7 +156,7 @@ UCM_API ssize_t ucm_lookup(ucm_store *store, const ucm_key *keys, size_t n, uint
  * use, so what is asked about again and again is not kept for that. */
 UCM_API ssize_t ucm_peek(ucm_store *store, const ucm_key *keys, size_t n, uint8_t *found);
 /* The keys of up to n blocks, oldest first, that are no longer in storage, by whatever process they
- * were evicted or dropped there; each once (for each rank that held a part).  The first call begins
+ * were evicted or dropped there; some more than once (for each rank, each time).  The first call begins
  * to keep them and returns 0.  *lost: how many more have gone, or may have, that are not named; what
  * the caller believes to be stored is then to be looked up again.  A block that is back is not told;
  * one that is told may be in DRAM for a while.  What other processes did is asked for by the call

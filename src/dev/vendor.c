@@ -83,14 +83,17 @@ static int bind(struct ucmi_gpu *g, const char *file, char *why, size_t why_len)
     return 0;
 }
 
-/* Finds the library and its devices; *file_p: what it is called. */
+/* Finds the library and its devices; *file_p: what it is called.  One that the process has already,
+ * by whatever name, goes first: a second copy would not know the engine's events. */
 static int find(struct ucmi_gpu *g, const char **file_p, int *n_p, char *why, size_t why_len)
 {
     const struct ucmi_vendor *v = g->vendor;
-    for (const char *const *file = v->libraries; *file && !g->library; file++) {
-        *file_p = *file;
-        g->library = dlopen(*file, RTLD_NOW | RTLD_LOCAL);
-    }
+    const int how[] = {RTLD_NOW | RTLD_LOCAL | RTLD_NOLOAD, RTLD_NOW | RTLD_LOCAL};
+    for (size_t i = 0; i < ARRAY_LEN(how); i++)
+        for (const char *const *file = v->libraries; *file && !g->library; file++) {
+            *file_p = *file;
+            g->library = dlopen(*file, how[i]);
+        }
     if (!g->library)
         return ucmi_fail(why, why_len, -ENODEV, "%s", dlerror());
     int err = bind(g, *file_p, why, why_len);

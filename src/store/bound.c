@@ -292,8 +292,9 @@ static uint64_t want_time(const struct statx *st)
 void ucmi_bound_want(struct ucmi_posix *p, int lock)
 {
     struct statx st;
-    if (ftruncate(lock, (off_t)(p->own_bytes / WANT_UNIT + 1)) == 0 &&
-        statx(lock, "", AT_EMPTY_PATH, STATX_MTIME, &st) == 0)
+    const struct ucm_file length = {
+        .op = UCM_FILE_TRUNCATE, .fd = lock, .len = (off_t)(p->own_bytes / WANT_UNIT + 1)};
+    if (ucmi_io_file(&p->io, &length) == 0 && statx(lock, "", AT_EMPTY_PATH, STATX_MTIME, &st) == 0)
         p->want_ns = want_time(&st); /* our own */
 }
 

@@ -24,14 +24,11 @@ static const struct ucm_dev_ops *const devices[] = {
     &ucmi_dev_maca, &ucmi_dev_hip,  &ucmi_dev_cudart, &ucmi_dev_sim,
 };
 
+/* Those that have options, or may have. */
 const struct ucm_plugin *const ucmi_plugins[] = {
-    &ucmi_connector_options, &ucmi_store_plugin,
-    &ucmi_tier_cache.p,      &ucmi_tier_empty.p,
-    &ucmi_tier_fake.p,       &ucmi_tier_posix.p,
-    &ucmi_io_psync.p,        &ucmi_io_aio.p,
-    &ucmi_io_uring.p,        &ucmi_dev_host.p,
-    &ucmi_dev_cuda.p,        &ucmi_dev_sim.p,
-    &ucmi_obsolete_options,  NULL,
+    &ucmi_connector_options, &ucmi_store_plugin, &ucmi_tier_cache.p,     &ucmi_tier_empty.p,
+    &ucmi_tier_fake.p,       &ucmi_tier_posix.p, &ucmi_io_psync.p,       &ucmi_io_aio.p,
+    &ucmi_io_uring.p,        &ucmi_dev_sim.p,    &ucmi_obsolete_options, NULL,
 };
 
 const struct ucm_tier_ops *ucmi_find_tier(const char *name)

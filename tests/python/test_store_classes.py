@@ -38,6 +38,30 @@ class Tensor:
         return self.array.flags.c_contiguous
 
 
+def test_a_devices_tensors_are_waited_for(make, monkeypatch):
+    """A copy must not overtake what the engine has queued on the device; nothing is queued on the CPU."""
+    recorded, store, tensor = [], make(), Tensor(np.zeros(SHARD, np.uint8), "cuda")
+
+    class Event:
+        event_id = 77
+
+        def __init__(self, device):
+            self.device = device
+
+        def record(self):
+            recorded.append(self.device)
+
+    monkeypatch.setitem(sys.modules, "torch", types.SimpleNamespace(Event=Event))
+    seen = []
+    monkeypatch.setattr(store, "_submit", lambda *args: seen.append(args))
+    for store._host in (False, True):
+        for call in (store.dump, store.load):
+            tensor.device.type = "cpu" if store._host else "cuda"
+            call(IDS[:1], [0], [[tensor]])
+    assert [args[-1] for args in seen] == [77, 77, 0, 0] and recorded == [tensor.device] * 2
+    assert all(isinstance(args[-2][-1], Event) for args in seen[:2])
+
+
 @pytest.fixture
 def config(tmp_path):
     return {

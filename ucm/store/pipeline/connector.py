@@ -52,10 +52,12 @@ class UcmPipelineStore(UcmKVStoreBaseV1):
         self.store.prefetch(_keys(block_ids))
 
     def load(self, block_ids, shard_index, dst_tensor):
-        return self._submit(self.store.load_sg, block_ids, shard_index, *self._of_tensors("dst_tensor", dst_tensor))
+        addresses, sizes, tensors = self._of_tensors("dst_tensor", dst_tensor)
+        return self._submit(self.store.load_sg, block_ids, shard_index, addresses, sizes, tensors, self._mark(tensors))
 
     def dump(self, block_ids, shard_index, src_tensor):
-        return self._submit(self.store.dump_sg, block_ids, shard_index, *self._of_tensors("src_tensor", src_tensor))
+        addresses, sizes, tensors = self._of_tensors("src_tensor", src_tensor)
+        return self._submit(self.store.dump_sg, block_ids, shard_index, addresses, sizes, tensors, self._mark(tensors))
 
     def load_data(self, block_ids, shard_index, dst_addr):
         return self._submit(self.store.load_sg, block_ids, shard_index, *self._of_addresses("dst_addr", dst_addr))
@@ -90,6 +92,17 @@ class UcmPipelineStore(UcmKVStoreBaseV1):
                 self._under_way = [t for t in self._under_way if t.task is not None and not t.task.done()]
                 self._under_way.append(task)
         return task
+
+    def _mark(self, tensors):
+        """What the engine has queued for its device by now must end first; the mark lives as long as the tensors."""
+        if self._host or not tensors:
+            return 0
+        import torch
+
+        event = torch.Event(tensors[0][0].device)
+        event.record()
+        tensors.append(event)
+        return event.event_id
 
     def _of_tensors(self, name, rows):
         sizes = [tensor.numel() * tensor.element_size() for tensor in rows[0]] if rows else []
