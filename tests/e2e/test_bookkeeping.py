@@ -524,6 +524,15 @@ def derived(rank: int = 0, copies: int = 1, kind: str | list[str] = "FullAttenti
         SimpleNamespace(kv_cache_groups=groups, kv_cache_layout="LBHNC", kv_tp_replicas=copies), 128, "model")
 
 
+def test_what_failed_is_not_offered_again_by_an_older_lookup():
+    """Preempted, looked up while there was no room for it, and only then heard of."""
+    s, r = Scheduler(), Request("a", 1000)
+    s.store.put(r, range(6))
+    assert s.admit(r) == s.side.match(r, 0).tokens == 6 * BLOCK
+    s.side.heard(StepResult(geometry().namespace, {"a": 2}))
+    assert s.side.match(r, 0).tokens == 2 * BLOCK
+
+
 def test_a_producer_delivers_when_a_prompt_ends():
     s, r, short = Scheduler(loads=False, delivers=True), Request("a", 1000), Request("b", 100)
     s.admit(r), s.admit(short)

@@ -113,6 +113,30 @@ def test_a_look_is_bounded_and_nothing_is_left_out():
     assert sum(len(hashes) for _ in range(4) for _, hashes in w.take()) == 3 * LOOKS * RATIO
 
 
+def test_nothing_is_announced_that_no_lookup_finds():
+    """Of a pipeline whose stages have not all told what they are."""
+    from test_bookkeeping import Scheduler
+
+    s, r = Scheduler(stages=2), Request("a", 3 * BLOCK)
+    s.store.put(r, range(3))
+    s.store.peek = s.store.lookup
+    assert s.side._peek(r.key(0) + r.key(1)) == bytes(2)
+    s.side.add_stage(1, "there", lambda: s.store)
+    assert s.side._peek(r.key(0) + bytes(16)) == b"\2\0"
+
+
+def test_what_is_too_much_is_taken_back(monkeypatch):
+    from ucm.integration.vllm import events
+
+    monkeypatch.setattr(events, "MOST", 2)
+    w = Watched()
+    for position in range(3):
+        w.save(position, position + 1)
+        w.store.put(w.request, [position])
+        told = w.take()
+    assert ("Removed", w.hashes(0)) in told
+
+
 def test_looks_are_rare():
     w = Watched()
     w.save(0, 1)

@@ -54,6 +54,19 @@ def test_counted_hits_are_not_loaded(lite, caplog):
     assert RATES.findall(caplog.text) == [("0.000", "0.000"), ("0.875", "0.467")]
 
 
+def test_stages_of_a_pipeline_have_one_memory(lite, caplog):
+    caplog.set_level(logging.INFO, "vllm")
+    s = lite()
+    s.side.add_stage(1, "there", lambda: pytest.fail("a memory of its own would know nothing"))
+    for name in ("a", "again"):
+        r = Request("a", 1000)
+        r.request_id = name
+        s.admit(r)
+        s.step(new=[(r, 0, 1000)])
+        s.finish(r)
+    assert [rate for rate, _ in RATES.findall(caplog.text)] == ["0.000", "1.000"]
+
+
 def test_a_request_is_counted_once(lite, caplog):
     caplog.set_level(logging.INFO, "vllm")
     s, r = lite(), Request("a", 1000)

@@ -276,6 +276,26 @@ def test_windows_do_not_make_a_load_worth_more_time():
     assert w.store.timeouts == [4000]
 
 
+def test_an_engine_that_waits_for_saves_sleeps():
+    """vLLM has nothing else to compute when the blocks it wants are held."""
+    w = worker()
+    w.step(saves=[transfer("a", 0, 1)])
+    w.step(idle=True)
+    assert w.store.dumps[0][3].waits == 1
+
+
+def test_a_load_that_failed_twice_is_not_tried_again():
+    """Each costs all that was loaded before."""
+    s, r, _ = scheduler()
+    for group in (0, 1):
+        s.store.put(r, range(7), group=group)
+    hits = []
+    for position in (5, 3):
+        hits.append(s.admit(r))
+        s.side.heard(StepResult(geometry().namespace, {"a": position}))
+    assert hits + [s.admit(r)] == [7 * BLOCK, 5 * BLOCK, 0]
+
+
 def test_the_scheduler_hears_up_to_where_saves_have_let_go():
     w = worker()
     assert w.step()[3].released == 1
@@ -320,6 +340,26 @@ def test_groups_are_laid_over_each_other():
     assert len(namespaces) == 4
     other = several("FullAttentionSpec", "SlidingWindowSpec", SlidingWindowSpec={"sliding_window": 2 * WINDOW})
     assert other.namespace not in namespaces
+
+
+def test_a_window_is_as_long_as_the_engine_keeps_it():
+    """For drafts of several modules vLLM keeps some tokens more, and would take what was not loaded for right."""
+    pytest.importorskip("vllm.v1.kv_cache_interface")
+    from vllm.v1.kv_cache_interface import SlidingWindowSpec
+
+    if not hasattr(SlidingWindowSpec, "extra_retained_tokens"):
+        pytest.skip("this vLLM keeps no more than the window")
+    more = {"SlidingWindowSpec": {"sliding_window": WINDOW, "extra_retained_tokens": 2}}
+    assert derived(kind=["FullAttentionSpec", "SlidingWindowSpec"], more=more).windows == (0, WINDOW + 2)
+
+
+def test_speculation_in_a_pipeline_is_refused():
+    from ucm.integration.vllm.geometry import Unsupported
+
+    guesses = SimpleNamespace(method="ngram")
+    assert derived(speculative=guesses).plain
+    with pytest.raises(Unsupported, match="pipeline of several stages"):
+        derived(speculative=guesses, pipeline_parallel_size=2)
 
 
 def test_hashes_may_be_of_less_than_an_engine_block():

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 INTERVAL_S = 0.1  # between two looks
 LOOKS = 256  # blocks in a look, of the new ones and of those announced
 WAITS_S = 60  # for a block to be found; it was dropped otherwise
-MOST = 200_000  # blocks that are waited for, and that are announced; of more the oldest are forgotten
+MOST = 200_000  # blocks that are waited for, and that are announced; of more the oldest are forgotten, or taken back
 
 
 class Events:
@@ -69,9 +69,8 @@ class Events:
                 self._announced[key] = event.block_hashes
             elif now < until:
                 self._new.append((key, until, event))
-        while len(self._announced) > MOST:
-            self._announced.popitem(last=False)
-        return events
+        over = range(max(0, len(self._announced) - MOST))
+        return events + self._gone([self._announced.popitem(last=False)[1] for _ in over])
 
     def _look_again(self) -> list[Any]:
         some = [self._announced.popitem(last=False) for _ in range(min(LOOKS, len(self._announced)))]

@@ -194,6 +194,9 @@ def _check_supported(vllm_config: VllmConfig, kv_cache_config: KVCacheConfig) ->
     if speculative is not None and speculative.method not in DRAFTS + GUESSES:
         raise Unsupported(f"ucm serves speculative decoding by {', '.join(DRAFTS + GUESSES)} only, so far; this "
                           f"engine's is {speculative.method}")
+    if speculative is not None and vllm_config.parallel_config.pipeline_parallel_size > 1:
+        raise Unsupported("ucm does not serve speculative decoding in a pipeline of several stages: vLLM does not tell "
+                          "the connector of any but the last when a step ends")
     if drafts(speculative) and not compat.FAILS_BY_REQUEST:
         raise Unsupported(f"ucm serves speculative decoding by {speculative.method} from vLLM 0.30 on; with this one "
                           f"{' and '.join(GUESSES)} work")
@@ -212,7 +215,9 @@ def _layer_specs(spec: Any) -> list[Any]:
 def _window(spec: Any) -> int:
     """Full attention may have a window too: vLLM keeps everything then."""
     kind = _layer_specs(spec)[0]
-    return kind.sliding_window if type(kind).__name__ == "SlidingWindowSpec" else 0
+    if type(kind).__name__ != "SlidingWindowSpec":
+        return 0
+    return kind.sliding_window + getattr(kind, "extra_retained_tokens", 0)  # vLLM holds so many more for MTP
 
 
 def _uniform_spec(groups: list[KVCacheGroupSpec]) -> AttentionSpec:

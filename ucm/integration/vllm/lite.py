@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from array import array
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,9 @@ class LiteSide(SchedulerSide):
         self._memory = store
         self._map = store.map([[(NOWHERE, 0, geometry.shard_size)]] * store.nshards, 1, 1)
         self._blocks = self._hits = 0  # of all requests so far
+
+    def add_stage(self, stage: int, namespace: str, open_store: Callable[[], Any]) -> None:
+        self._namespaces.add(namespace)
 
     def match(self, request: Request, local_tokens: int) -> Hit:
         new = request.request_id not in self._requests

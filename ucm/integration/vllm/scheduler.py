@@ -34,7 +34,7 @@ logger = logging.getLogger(f"vllm.{__name__}")
 
 NO_LIMIT = 1 << 62
 DRAM_ONLY = bytes((0, 1)) + bytes(254)  # tiers that count while slower ones are behind
-STEPS_IN_FLIGHT = 8  # more than vLLM ever schedules ahead of a step's result
+STEPS_IN_FLIGHT = 64  # more than vLLM ever schedules ahead of a step's result
 
 
 @dataclass(frozen=True)
@@ -197,7 +197,9 @@ class SchedulerSide:
         self.events = Events(self._geo, self._peek, self._removed, medium)
 
     def _peek(self, keys: bytes) -> bytes:
-        """Of each, 0 if a stage does not have it."""
+        """Of each, 0 if a stage does not have it, or has not told yet what it is."""
+        if len(self._stores) < self._geo.stages:
+            return bytes(len(keys) // 16)
         return bytes(map(min, *(store.peek(keys) for store in self._stores.values()), itertools.repeat(255)))
 
     def _removed(self) -> bytes:
@@ -411,7 +413,10 @@ class SchedulerSide:
             self._pace.was_late()
         for req_id, position in result.failed.items():
             if t := self._requests.get(req_id):
-                t.limit = min(t.limit, position)
+                # Where a failure costs the whole load, one more is not risked after the second.
+                again = t.limit < NO_LIMIT and not self._geo.plain
+                t.limit = 0 if again else min(t.limit, position)
+                t.looked_up = -1  # what was found may reach beyond it
                 t.saved = [min(saved, position) for saved in t.saved]
         if result.spoilt > self._acked:
             self._evict(result.spoilt)

@@ -320,7 +320,8 @@ class WorkerSide:
 
     def _doze(self) -> None:
         """An engine with nothing to compute asks again and again: sleep until something ends, at most 1 ms."""
-        tasks = [t for t, *_ in self._loading or (self._saving if self._held else [])]
+        saves = self._saving if self._held or any(self._geo.windows) else []  # which hold memory that is wanted
+        tasks = [t for t, *_ in self._loading or saves]
         if tasks:
             try:
                 tasks[0].wait("released", 1)
