@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tools/demo"))
 
 import models  # noqa: E402
-from engine import SETTINGS  # noqa: E402
+from engine import SETTINGS, UCM  # noqa: E402
 from server import HERE, Server  # noqa: E402
 from zygote import Zygote  # noqa: E402
 
@@ -38,8 +38,7 @@ def start(args, work: Path, model: Path, tokenizer: Path, name: str) -> Server:
         "enable_event_sync": True, "use_layerwise": True}))
     return Server(
         model, work / f"{name}.log",
-        {"kv_connector": "UCMConnector", "kv_connector_module_path": "ucm.integration.vllm.ucm_connector",
-         "kv_role": "kv_both", "kv_connector_extra_config": {"UCM_CONFIG_FILE": str(config)}},
+        {**UCM, "kv_role": "kv_both", "kv_connector_extra_config": {"UCM_CONFIG_FILE": str(config)}},
         "--tokenizer", tokenizer, "--data-parallel-size", args.data_parallel_size, "--tensor-parallel-size", 1,
         "--seed", 1024, "--max-model-len", 17000, "--max-num-batched-tokens", 8000, "--max-num-seqs", 20)
 

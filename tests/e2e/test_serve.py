@@ -3,10 +3,11 @@
 
 from __future__ import annotations
 
+from engine import UCM
 from models import prompt
 from server import Server
 from support import BLOCK
-from test_stats import UCM, YAML, assert_dashboard_shows, samples
+from test_stats import YAML, assert_dashboard_shows, samples
 
 
 def test_metrics_of_a_real_server(model, reference, tmp_path):

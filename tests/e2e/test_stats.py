@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 import yaml
+from engine import UCM
 from models import prompt
 from support import BLOCK, geometry
 
 METRICS = Path(__file__).parents[2] / "examples" / "metrics"
-UCM = {"kv_connector": "UCMConnector", "kv_connector_module_path": "ucm.integration.vllm.ucm_connector"}
 YAML = METRICS / "metrics_configs.yaml"
 
 

@@ -9,4 +9,3 @@ from pathlib import Path
 TOKENS, BLOCK = 8, 128
 OPTIONS = ("--skip-tokenizer-init", "--max-model-len", "4096")
 PROXY = [sys.executable, Path(__file__).resolve().parents[2] / "ucm" / "pd" / "toy_proxy_server.py"]
-UCM = {"kv_connector": "UCMConnector", "kv_connector_module_path": "ucm.integration.vllm.ucm_connector"}

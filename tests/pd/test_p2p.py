@@ -9,7 +9,8 @@ from pathlib import Path
 
 import models
 import pytest
-from pd import BLOCK, OPTIONS, PROXY, TOKENS, UCM
+from engine import UCM
+from pd import BLOCK, OPTIONS, PROXY, TOKENS
 from server import HERE, Proxy, Server, complete, free_port
 
 LENGTHS = (500, 1300)

@@ -16,7 +16,8 @@ from pathlib import Path
 
 import models
 import pytest
-from pd import BLOCK, OPTIONS, PROXY, TOKENS, UCM
+from engine import UCM
+from pd import BLOCK, OPTIONS, PROXY, TOKENS
 from server import ANSWER_S, Failed, Proxy, Server, complete
 
 REQUESTS, CLIENTS = 12, 4

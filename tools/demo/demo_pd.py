@@ -24,12 +24,12 @@ from pathlib import Path
 
 import models
 from demo import ROOT, say
+from engine import UCM
 from server import Answer, Program, Proxy, Server, complete
 from zygote import Zygote
 
 BLOCK = 128
 LENGTHS = (500, 1300, 700, 3000, 150, 2048)
-UCM = {"kv_connector": "UCMConnector", "kv_connector_module_path": "ucm.integration.vllm.ucm_connector"}
 
 
 def reference(zygote: Zygote, args, work: Path, model: Path, prompts: list[list[int]]) -> list[list[int]]:
