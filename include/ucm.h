@@ -122,7 +122,6 @@ UCM_API void ucm_conf_free(ucm_conf *conf);
 struct ucm_option_info {
     const char *owner; /* who reads it: "store", "Cache", "Posix", "psync", "connector", ... */
     const char *name, *type, *value, *def, *range, *help;
-    const char *unserved; /* not NULL: no effect yet, and why */
     int obsolete;         /* accepted for the sake of old files; has no effect */
     int given;            /* the value was set by someone */
 };
@@ -134,6 +133,8 @@ struct ucm_device_info {
     const char *name, *help;
     int count;        /* of such devices here */
     const char *text; /* the library that serves them and how; or why there is none */
+    int is_direct;    /* storage and their memory could exchange data without the host's */
+    const char *direct; /* by what; or what is missing; NULL: nothing of the kind is known */
 };
 typedef void ucm_device_fn(void *arg, const struct ucm_device_info *info);
 UCM_API void ucm_devices(ucm_device_fn *fn, void *arg);
@@ -358,8 +359,6 @@ struct ucm_option {
     size_t offset;              /* in the private state */
     const char *def, *min, *max; /* as text; min and max may be NULL */
     const char *help;
-    const char *unserved; /* NULL, or why a value other than the default has no effect yet, and what
-                           * to do: said in a warning when one is given */
 };
 struct ucm_plugin {
     const char *kind, *name, *help;    /* kind: "tier", "device", "io", or "options" */
@@ -458,6 +457,9 @@ struct ucm_dev_ops {
     int host_access; /* the host's loads, stores and system calls reach its memory */
     /* How many there are, and by what; or an error, and why.  Optional: one, always. */
     int (*probe)(char *text, size_t len);
+    /* Does storage reach its memory without the host's?  0, and by what; or an error, and what is
+     * missing.  Optional: no. */
+    int (*direct)(char *text, size_t len);
     int (*open)(void *d, int ordinal, char *why, size_t why_len);
     void (*close)(void *d);
     /* Registers host memory, which is allocated by then, for fast copies; no copy reaches beyond

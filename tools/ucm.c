@@ -94,15 +94,6 @@ static void print_cell(const char *text)
     fputs(" |", stdout);
 }
 
-/* What an option does, or that it does not do it yet. */
-static const char *help_of(const struct ucm_option_info *o, char *buf, size_t size)
-{
-    if (!o->unserved)
-        return o->help;
-    snprintf(buf, size, "%s. No effect yet: %s", o->help, o->unserved);
-    return buf;
-}
-
 static void show_heading(struct shown *s, const struct ucm_option_info *o)
 {
     snprintf(s->owner, sizeof s->owner, "%s", o->owner);
@@ -120,7 +111,6 @@ static void show_option(void *arg, const struct ucm_option_info *o)
 {
     struct shown *s = arg;
     int ranged = o->range && *o->range;
-    char help[512];
 
     if (strcmp(s->owner, o->owner))
         show_heading(s, o);
@@ -131,7 +121,7 @@ static void show_option(void *arg, const struct ucm_option_info *o)
             print_cell(o->def);
             print_cell(o->range);
         }
-        print_cell(help_of(o, help, sizeof help));
+        print_cell(o->help);
         puts("");
         return;
     }
@@ -140,7 +130,7 @@ static void show_option(void *arg, const struct ucm_option_info *o)
         printf("  (%s, default %s%s%s)", o->type, o->def && *o->def ? o->def : "none",
                ranged ? ", " : "", ranged ? o->range : "");
     fputs("\n      ", stdout);
-    print_wrapped(stdout, help_of(o, help, sizeof help), 6, 6);
+    print_wrapped(stdout, o->help, 6, 6);
 }
 
 static int help_options(int markdown)

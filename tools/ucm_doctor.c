@@ -6,9 +6,17 @@
 
 #include <string.h>
 
+enum { MAX_DIRECT = 8 };
+
 struct doctor {
     int json;
     struct report report;
+    struct direct { /* a second table, of what the first one's visit has told */
+        const char *device;
+        int there;
+        char by[256];
+    } direct[MAX_DIRECT];
+    unsigned ndirect;
 };
 
 static const struct opt opts[] = {
@@ -23,6 +31,12 @@ static const struct column columns[] = {
     {"by", "by what, or why not", COLUMN_TEXT, 0},
 };
 
+static const struct column direct_columns[] = {
+    {"device", "storage straight to", COLUMN_TEXT, -19},
+    {"there", "found", COLUMN_COUNT, 5},
+    {"by", "by what, or why not", COLUMN_TEXT, 0},
+};
+
 static void show(void *arg, const struct ucm_device_info *d)
 {
     struct doctor *s = arg;
@@ -32,6 +46,21 @@ static void show(void *arg, const struct ucm_device_info *d)
                                {.text = d->help},
                                {.text = d->text},
                            });
+    if (!d->direct || s->ndirect == MAX_DIRECT)
+        return;
+    struct direct *more = &s->direct[s->ndirect++];
+    more->device = d->name;
+    more->there = d->is_direct;
+    snprintf(more->by, sizeof more->by, "%s", d->direct);
+}
+
+static void show_direct(struct doctor *s)
+{
+    report_table(&s->report, "direct", direct_columns, COUNT_OF(direct_columns));
+    for (const struct direct *d = s->direct; d < s->direct + s->ndirect; d++)
+        report_row(&s->report,
+                   (union cell[]){{.text = d->device}, {.num = d->there}, {.text = d->by}});
+    report_table_end(&s->report);
 }
 
 static int run_doctor(void *state, unsigned n, char **operands)
@@ -43,6 +72,7 @@ static int run_doctor(void *state, unsigned n, char **operands)
     report_table(&s->report, "devices", columns, COUNT_OF(columns));
     ucm_devices(show, s);
     report_table_end(&s->report);
+    show_direct(s);
     report_close(&s->report);
     return TOOL_GOOD;
 }
@@ -52,7 +82,9 @@ const struct verb verb_doctor = {
     .operands = "devices",
     .help = "which devices can be used here, and why not the others",
     .about = "`ucm doctor devices` looks for the library of each vendor, as a store does, and asks "
-             "it for its devices.  Run it where the engine runs: in the same container, with the "
+             "it for its devices; then whether storage and the memory of those could exchange data "
+             "without "
+             "the host's.  Run it where the engine runs: in the same container, with the "
              "same environment.",
     .opts = opts,
     .size = sizeof(struct doctor),

@@ -175,8 +175,8 @@ static void add_option(void *arg, const struct ucm_option_info *o)
     if (!*list)
         return;
     PyObject *item = Py_BuildValue(
-        "{szszszszszszszszsOsO}", "owner", o->owner, "name", o->name, "type", o->type, "value",
-        o->value, "default", o->def, "range", o->range, "help", o->help, "unserved", o->unserved,
+        "{szszszszszszszsOsO}", "owner", o->owner, "name", o->name, "type", o->type, "value",
+        o->value, "default", o->def, "range", o->range, "help", o->help,
         "obsolete", o->obsolete ? Py_True : Py_False, "given", o->given ? Py_True : Py_False);
     if (!item || PyList_Append(*list, item))
         Py_CLEAR(*list);

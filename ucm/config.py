@@ -46,10 +46,6 @@ def _check_served(conf):
     if "Fake" in conf.get("store_pipeline").split("|") and conf.get("use_lite") != "true":
         raise ValueError("store_pipeline: Fake remembers keys and has no data, so an engine would wait for hits that "
                          "cannot be loaded; give Cache|Posix, or use_lite: true to count what would be hits")
-    if conf.get("use_gdr") == "true":
-        raise ValueError("use_gdr: storage and device memory exchange data without the host's memory only where the "
-                         "engine's memory is on a GPU, with GPUDirect (nvidia-fs and libcufile, or an RDMA NIC and "
-                         "nvidia-peermem): this version of ucm has no I/O engine for that; give false")
 
 
 def set_all(conf, values):

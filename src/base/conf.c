@@ -60,16 +60,9 @@ static void batch_drop(struct batch *b)
 static void warn_idle(struct entry *e, const char *origin)
 {
     const struct ucm_option *o = e->opt;
-    if (e->warned || !e->text)
+    if (e->warned || !e->text || o->type != UCM_T_OBSOLETE)
         return;
-    if (o->type == UCM_T_OBSOLETE)
-        ucmi_log(UCM_WARN, "options", "%s: has no effect any more (%s): %s", o->name, origin,
-                 o->help);
-    else if (o->unserved && strcmp(e->text, o->def) != 0)
-        ucmi_log(UCM_WARN, "options", "%s: \"%.*s\" has no effect yet (%s): %s", o->name, SHOWN_MAX,
-                 e->text, origin, o->unserved);
-    else
-        return;
+    ucmi_log(UCM_WARN, "options", "%s: has no effect any more (%s): %s", o->name, origin, o->help);
     e->warned = true;
 }
 
@@ -260,7 +253,6 @@ void ucmi_conf_visit(const ucm_conf *conf, ucm_option_fn *fn, void *arg)
             .def = e->opt->def,
             .range = e->range,
             .help = e->opt->help ? e->opt->help : "",
-            .unserved = e->opt->unserved,
             .obsolete = e->opt->type == UCM_T_OBSOLETE,
             .given = e->text != NULL,
         };

@@ -55,11 +55,6 @@ static const struct ucm_option connector_options[] = {
     {"model_id", UCM_T_STR, 0, "", NULL, NULL,
      "name of the model, so that engines that mount it at different paths share blocks; empty: a "
      "digest of the model's configuration"},
-    {"use_gdr", UCM_T_BOOL, 0, "false", NULL, NULL,
-     "let storage and device memory exchange data without the host's memory; it takes a GPU, "
-     "GPUDirect and an I/O engine for it, which this version has not: the vLLM connector does not "
-     "start with true",
-     "all data goes by way of the host's memory; give false"},
     {NULL},
 };
 

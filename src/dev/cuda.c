@@ -202,4 +202,4 @@ static const struct ucmi_vendor vendor = {
     .text = cuda_text,
     .version = cuda_version,
 };
-UCMI_VENDOR_DEVICE(cuda, struct cuda, vendor, "NVIDIA GPUs");
+UCMI_VENDOR_DEVICE(cuda, struct cuda, vendor, "NVIDIA GPUs", .direct = ucmi_cufile_probe);

@@ -95,8 +95,8 @@ int ucmi_gpu_copy(void *d, void *stream, int to_host, const struct ucm_copy *v, 
 int ucmi_gpu_after(void *d, void *stream, void *event);
 int ucmi_gpu_then(void *d, void *stream, void (*fn)(void *arg, int err), void *arg);
 
-/* Defines ucmi_dev_<word>, the device of a vendor. */
-#define UCMI_VENDOR_DEVICE(word, type, vendor_, help_)                                             \
+/* Defines ucmi_dev_<word>, the device of a vendor; what it alone has comes last. */
+#define UCMI_VENDOR_DEVICE(word, type, vendor_, help_, ...)                                        \
     static int word##_probe(char *text, size_t len)                                                \
     {                                                                                              \
         return ucmi_gpu_probe(&(vendor_), text, len);                                              \
@@ -117,6 +117,6 @@ int ucmi_gpu_then(void *d, void *stream, void (*fn)(void *arg, int err), void *a
         .copy = ucmi_gpu_copy,                                                                     \
         .after = ucmi_gpu_after,                                                                   \
         .then = ucmi_gpu_then,                                                                     \
-    }
+        __VA_ARGS__}
 
 #endif

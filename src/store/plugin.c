@@ -51,10 +51,15 @@ void ucm_devices(ucm_device_fn *fn, void *arg)
 {
     for (size_t i = 0; i < ARRAY_LEN(devices); i++) {
         const struct ucm_dev_ops *dev = devices[i];
-        char text[256] = "always there";
+        char text[256] = "always there", direct[256];
         int n = dev->probe ? dev->probe(text, sizeof text) : 1;
-        fn(arg, &(struct ucm_device_info){
-                    .name = dev->p.name, .help = dev->p.help, .count = MAX(n, 0), .text = text});
+        bool there = dev->direct && dev->direct(direct, sizeof direct) == 0;
+        fn(arg, &(struct ucm_device_info){.name = dev->p.name,
+                                          .help = dev->p.help,
+                                          .count = MAX(n, 0),
+                                          .text = text,
+                                          .is_direct = there,
+                                          .direct = dev->direct ? direct : NULL});
     }
 }
 

@@ -41,6 +41,10 @@ static const struct ucm_option options[] = {
      "or auto: what the engine says, "
      "else host"},
     {"device_id", UCM_T_INT, AT(device_id), "0", "0", "1023", "which of the node's devices"},
+    {"use_gdr", UCM_T_BOOL, AT(use_gdr), "false", NULL, NULL,
+     "let storage and device memory exchange data without the host's memory (GPUDirect Storage, "
+     "GPUDirect RDMA): not served; true: a warning says what of it is there and what is missing, "
+     "and all data goes by way of the host's memory, where it is checked"},
     {NULL},
 };
 #undef AT
@@ -126,6 +130,20 @@ static int open_device(ucm_store *s, ucm_conf *conf)
     }
     s->geo.dev = dev;
     return 0;
+}
+
+/* Asked for, and not to be had: it would only be faster, so that is said and not refused. */
+static void say_direct(const ucm_store *s)
+{
+    const struct ucm_dev_ops *dev = s->geo.dev;
+    char text[256] = "nothing of the kind is known for this device";
+    if (!s->options->use_gdr)
+        return;
+    bool there = dev->direct && dev->direct(text, sizeof text) == 0;
+    ucmi_log(UCM_WARN, "store",
+             "use_gdr: device %s: %s%s; all data goes by way of the host's memory (no GPUDirect "
+             "Storage or RDMA)",
+             dev->p.name, text, there ? ": there, but blocks are checked on the host" : "");
 }
 
 /* Finds the tiers that the pipeline names; the text is "Cache|Posix", blanks around names allowed.
@@ -223,6 +241,8 @@ int ucm_store_open(ucm_conf *conf, ucm_store **store_p)
     if (!err)
         err = open_tiers(s, conf);
     s->geo.conf = NULL;
+    if (!err)
+        say_direct(s);
     if (err) {
         ucm_store_close(s);
         return err;

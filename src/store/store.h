@@ -23,6 +23,7 @@ const struct ucm_dev_ops *ucmi_find_dev(const char *name);
 struct ucmi_store_options { /* the table is in store.c */
     const char *pipeline, *ns, *device, *key_file;
     int64_t block_size, shard_size, rank, ranks, timeout_ms, lookup_timeout_ms, device_id;
+    int use_gdr;
 };
 extern const struct ucm_plugin ucmi_store_plugin;
 

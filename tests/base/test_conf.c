@@ -11,7 +11,7 @@
 extern const struct ucm_plugin ucmi_connector_options, ucmi_obsolete_options;
 
 struct state {
-    int flag, mode, later;
+    int flag, mode, gdr;
     int64_t count, any;
     double ratio, size;
     const char *text, *backends;
@@ -26,8 +26,8 @@ static const struct ucm_option options[] = {
     {"cache_buffer_capacity_gb", UCM_T_FLOAT, AT(size), "0", "0", NULL, "a size"},
     {"store_pipeline", UCM_T_STR, AT(text), "Cache|Posix", NULL, NULL, "a text"},
     {"storage_backends", UCM_T_STR, AT(backends), "", NULL, NULL, "directories"},
+    {"use_gdr", UCM_T_BOOL, AT(gdr), "false", NULL, NULL, "a plan"},
     {"posix_gc_enable", UCM_T_OBSOLETE, 0, "", NULL, NULL, "nothing to collect"},
-    {"future", UCM_T_BOOL, AT(later), "false", NULL, NULL, "a plan", "not built; give false"},
     {NULL},
 };
 static const struct ucm_option shared_options[] = {
@@ -367,21 +367,6 @@ static void an_obsolete_option_is_accepted_with_one_warning(void **state)
     assert_string_equal(logged.line, expected);
 }
 
-static void an_option_that_nothing_serves_yet_is_said_to_be_so_once(void **state)
-{
-    assert_int_equal(ucm_conf_set(*state, "future", "no"), 0);
-    assert_int_equal(logged.n, 0);
-    write_file("future: yes\n");
-    assert_int_equal(ucm_conf_load(*state, path), 0);
-    assert_int_equal(ucm_conf_set(*state, "future", "true"), 0);
-    assert_int_equal(logged.n, 1);
-    char expected[256];
-    snprintf(expected, sizeof expected,
-             "options: future: \"true\" has no effect yet (%s:1): not built; give false", path);
-    assert_string_equal(logged.line, expected);
-    assert_string_equal(ucm_conf_get(*state, "future"), "true");
-}
-
 /* ---- tables and plugins ---- */
 
 struct shown {
@@ -556,7 +541,6 @@ int main(void)
         CASE(a_bad_variable_is_named_and_changes_nothing),
         CASE(a_variable_that_is_almost_an_option_is_warned_of),
         CASE(an_obsolete_option_is_accepted_with_one_warning),
-        CASE(an_option_that_nothing_serves_yet_is_said_to_be_so_once),
         CASE(a_visit_shows_all_there_is_to_know),
         CASE(a_plugin_gets_its_options_as_c_values),
         CASE(a_table_that_contradicts_itself_or_another_is_refused),

@@ -31,11 +31,14 @@ def test_the_worker_opens_its_device_and_the_scheduler_none(monkeypatch):
     monkeypatch.setattr(device.torch.accelerator, "current_device_index", lambda: 3)
     worker, scheduler, told = ucm.Conf(), ucm.Conf(), ucm.Conf()
     told.set("device", "cudart")
+    worker.set("use_gdr", True)
+    scheduler.set("use_gdr", True)
     device.settle(worker, "cuda", moves=True)
     device.settle(scheduler, "cuda", moves=False)
     device.settle(told, "cuda", moves=True)
     assert [worker.get(key) for key in ("device", "device_id")] == ["cuda", "3"]
     assert scheduler.get("device") == "host"
+    assert [conf.get("use_gdr") for conf in (worker, scheduler)] == ["true", "false"]
     assert told.get("device") == "cudart"
 
 

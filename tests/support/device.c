@@ -26,19 +26,25 @@ const size_t ts_ndevices = TS_LEN(ts_devices);
 static struct fake fakes[TS_LEN(ts_devices)];
 static pthread_once_t once = PTHREAD_ONCE_INIT;
 
+struct fake ts_fake_in(const char *file)
+{
+    struct fake fake;
+    void *library = dlopen(file, RTLD_NOW | RTLD_LOCAL);
+    if (!library)
+        ts_die("%s", dlerror());
+#define X(type, name, args)                                                                        \
+    if (!(fake.name = (type(*) args)dlsym(library, #name)))                                        \
+        ts_die("%s is no fake: %s", file, dlerror());
+    FAKE_CALLS(X)
+#undef X
+    return fake;
+}
+
 static void bind_all(void)
 {
-    for (size_t i = 0; i < ts_ndevices; i++) {
-        const char *file = ts_devices[i].library;
-        void *library = file ? dlopen(file, RTLD_NOW | RTLD_LOCAL) : NULL;
-        if (file && !library)
-            ts_die("%s", dlerror());
-#define X(type, name, args)                                                                        \
-    if (file && !(fakes[i].name = (type(*) args)dlsym(library, #name)))                            \
-        ts_die("%s is no fake: %s", file, dlerror());
-        FAKE_CALLS(X)
-#undef X
-    }
+    for (size_t i = 0; i < ts_ndevices; i++)
+        if (ts_devices[i].library)
+            fakes[i] = ts_fake_in(ts_devices[i].library);
 }
 
 const struct ts_device *ts_device(const char *name)

@@ -24,6 +24,7 @@ extern const size_t ts_ndevices;
 const struct ts_device *ts_device(const char *name);
 /* The fake behind it, or NULL. */
 const struct fake *ts_fake(const struct ts_device *d);
+struct fake ts_fake_in(const char *library);
 
 struct ts_bytes {
     uint8_t *at;   /* as the device knows them */

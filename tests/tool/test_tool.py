@@ -85,6 +85,9 @@ class Words(Tool):
         devices = {d["device"]: d for d in json.loads(ucm("doctor", "devices", "--json").stdout)["devices"]}
         self.assertEqual(devices["host"]["count"], 1)
         self.assertIn("libcuda.so.1", devices["cuda"]["by"])
+        straight = {d["device"]: d for d in json.loads(ucm("doctor", "devices", "--json").stdout)["direct"]}
+        self.assertEqual(list(straight), ["cuda"])
+        self.assertIn("libcufile.so.0", straight["cuda"]["by"])
         self.ends(ucm("doctor", "teeth"), CANNOT, err="ucm doctor devices")
 
     def test_unknown_verb_names_the_nearest(self):

@@ -25,6 +25,7 @@ def settle(conf: Conf, device_type: str, moves: bool) -> None:
     """Fills in `device: auto`.  A process that moves no blocks needs no device, and takes no memory there."""
     if not moves:
         conf.set("device", "host")
+        conf.set("use_gdr", False)  # nor a warning about it
         return
     if conf.get("device") == "auto":
         conf.set("device", named(device_type))
