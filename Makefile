@@ -10,7 +10,7 @@ MESON := $(VENV)/bin/meson
 TESTS := $(MESON) test --print-errorlogs --no-rebuild --timeout-multiplier 5
 
 .DEFAULT_GOAL := build
-.PHONY: build demo demo-pd test check test-c test-devices test-python test-contract test-e2e test-vllm test-pd test-versions test-nfs asan tsan fuzz model campaign stress soak coverage bench docs fmt wheel clean help
+.PHONY: build demo demo-pd test check test-c test-devices test-python test-contract test-e2e test-vllm test-pd test-versions test-nfs asan tsan fuzz model campaign stress soak coverage bench bench-gpu docs fmt wheel clean help
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -120,6 +120,9 @@ coverage: build-coverage/build.ninja ## line coverage of src/store and src/base 
 
 bench: build ## the figures of bench/README.md, against fio and memcpy in the same run
 	bench/run $(BUILD)
+DEVICE ?= cuda
+bench-gpu: build ## copies to and from a DEVICE (cuda): bandwidth, calls, CPU; where there is one
+	$(BUILD)/bench/gpu --device $(DEVICE) --json $(BUILD)/bench-gpu.json
 docs: build ## docs/options.md from the option tables
 	$(BUILD)/tools/ucm help options --markdown >docs/options.md
 fmt: ## clang-format everything

@@ -48,6 +48,17 @@ CALL(aclrtSetCurrentContext, void *context)
     core_set((int)((char *)context - contexts));
     return 0;
 }
+CALL(aclrtMalloc, void **p, size_t len, int policy)
+{
+    ENTER;
+    *p = core_current() < 0 || policy ? NULL : fake_malloc(core_current(), len);
+    return codes[*p ? FAKE_OK : FAKE_NO_CONTEXT];
+}
+CALL(aclrtFree, void *p)
+{
+    fake_mfree(p);
+    return core_enter(__func__);
+}
 #if GENERATION > 0
 CALL(aclrtHostRegisterV2, void *p, uint64_t len, uint32_t flags)
 {

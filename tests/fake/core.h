@@ -34,6 +34,8 @@ void core_die(const char *fmt, ...) __attribute__((noreturn, format(printf, 1, 2
 void core_set(int ordinal); /* < 0: no context */
 int core_current(void);
 void core_retain(int ordinal, int by);
+void *fake_malloc(int ordinal, size_t len);
+void fake_mfree(void *p);
 enum fake_error core_pin(void *p, size_t len);
 enum fake_error core_unpin(void *p);
 enum fake_error core_stream_new(void **stream_p);

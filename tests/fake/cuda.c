@@ -73,6 +73,19 @@ CALL(cuCtxSetCurrent, void *context)
     core_set(context ? (int)((char *)context - contexts) : -1);
     return 0;
 }
+CALL(cuMemAlloc_v2, uint64_t *p, size_t len)
+{
+    READY;
+    if (core_current() < 0)
+        return 201;
+    *p = (uintptr_t)fake_malloc(core_current(), len);
+    return 0;
+}
+CALL(cuMemFree_v2, uint64_t p)
+{
+    fake_mfree((void *)(uintptr_t)p);
+    return core_enter(__func__);
+}
 CALL(cuMemHostRegister_v2, void *p, size_t len, unsigned flags)
 {
     READY;

@@ -33,6 +33,17 @@ CALL(NAME(SetDevice), int ordinal)
     core_set(ordinal);
     return 0;
 }
+CALL(NAME(Malloc), void **p, size_t len)
+{
+    ENTER;
+    *p = fake_malloc(core_current(), len);
+    return 0;
+}
+CALL(NAME(Free), void *p)
+{
+    fake_mfree(p);
+    return core_enter(__func__);
+}
 CALL(NAME(HostRegister), void *p, size_t len, unsigned flags)
 {
     ENTER;
