@@ -70,7 +70,8 @@ check: build ## include rules, lengths, the header by itself
 	tools/check-layers
 test-c: build ## C tests
 	$(TESTS) -C build
-test-devices: build ## every device by every case, against fakes of the vendors' libraries: a table
+test-devices: build ## every device by every case, against fakes of the vendors' libraries and PoCL: a table
+	tools/setup-apt ocl-icd-libopencl1 pocl-opencl-icd
 	tests/dev/table $(BUILD)
 asan: build-asan/build.ninja ## C tests under AddressSanitizer and UBSan
 	ninja -C build-asan && $(TESTS) -C build-asan

@@ -8,6 +8,7 @@
 #include <semaphore.h>
 
 #include "../io/io_test.h"
+#include "opencl.h"
 #include "store/store.h"
 #include "support.h"
 
@@ -656,6 +657,7 @@ static void add(const struct ts_device *d, const struct test *some)
 
 int main(void)
 {
+    opencl_add();
     for (size_t i = 0; i < ts_ndevices; i++) {
         const struct ts_device *d = &ts_devices[i];
         add(d, all);

@@ -17,6 +17,7 @@
 
 #include <cmocka.h>
 
+#include "opencl.h"
 #include "support.h"
 
 enum { N = 8 };
@@ -475,6 +476,7 @@ int main(void)
     static struct CMUnitTest tests[TS_LEN(cases) * TS_LEN(stacks) * 16];
     static struct scene scenes[TS_LEN(stacks) * 16];
     size_t n = 0, nscenes = 0;
+    opencl_add();
     for (size_t d = 0; d < ts_ndevices; d++)
         for (size_t k = 0; k < TS_LEN(stacks); k++) {
             struct scene *s = &scenes[nscenes++];

@@ -11,7 +11,7 @@
 #include "support.h"
 
 /* A vendor's device is the second one, so that who forgets to say which finds another. */
-const struct ts_device ts_devices[] = {
+struct ts_device ts_devices[] = {
     {"host", NULL, 0, false},
     {"sim", NULL, 0, true},
     {"cuda", "libcuda.so.1", 1, true},
@@ -20,8 +20,9 @@ const struct ts_device ts_devices[] = {
     {"maca", "libmcruntime.so", 1, true, true},
     {"hip", "libamdhip64.so", 1, true, true},
     {"cudart", "libcudart.so", 1, true, true},
+    {NULL}, /* room for one that only some tests have */
 };
-const size_t ts_ndevices = TS_LEN(ts_devices);
+size_t ts_ndevices = TS_LEN(ts_devices) - 1;
 
 static struct fake fakes[TS_LEN(ts_devices)];
 static pthread_once_t once = PTHREAD_ONCE_INIT;
@@ -72,6 +73,10 @@ struct ts_bytes ts_bytes_new(const struct ts_device *d, size_t len)
         b.view = fake->fake_view(b.at);
         return b;
     }
+    if (d->engine) {
+        b.at = b.view = d->engine->bytes_new(len);
+        return b;
+    }
     b.at = mmap(NULL, len, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (b.at == MAP_FAILED)
         ts_die("no memory for %zu bytes", len);
@@ -84,6 +89,8 @@ void ts_bytes_free(const struct ts_device *d, struct ts_bytes *b)
     const struct fake *fake = ts_fake(d);
     if (b->at && fake)
         fake->fake_mfree(b->at);
+    else if (b->at && d->engine)
+        d->engine->bytes_free(b->at);
     else if (b->at)
         munmap(b->at, b->len);
     *b = (struct ts_bytes){0};
@@ -92,7 +99,9 @@ void ts_bytes_free(const struct ts_device *d, struct ts_bytes *b)
 void *ts_event_new(const struct ts_device *d)
 {
     const struct fake *fake = ts_fake(d);
-    return fake ? fake->fake_event() : (void *)ucmi_sim_event_new();
+    return fake        ? fake->fake_event()
+           : d->engine ? d->engine->event_new()
+                       : (void *)ucmi_sim_event_new();
 }
 
 void ts_event_fire(const struct ts_device *d, void *event)
@@ -100,6 +109,8 @@ void ts_event_fire(const struct ts_device *d, void *event)
     const struct fake *fake = ts_fake(d);
     if (fake)
         fake->fake_fire(event);
+    else if (d->engine)
+        d->engine->event_fire(event);
     else
         ucmi_sim_event_fire(event);
 }
@@ -109,6 +120,8 @@ void ts_event_free(const struct ts_device *d, void *event)
     const struct fake *fake = ts_fake(d);
     if (fake)
         fake->fake_event_end(event);
+    else if (d->engine)
+        d->engine->event_free(event);
     else
         ucmi_sim_event_free(event);
 }

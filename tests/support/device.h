@@ -12,15 +12,24 @@
 
 #include "../fake/fake.h"
 
-struct ts_device {
-    const char *name;    /* as the option `device` has it */
-    const char *library; /* of the fake; NULL: its memory is the host's */
-    int id;              /* as the option `device_id` has it */
-    bool events;         /* the engine hands over events */
-    bool one_by_one;     /* no library of its vendor copies a batch with one call */
+/* What an engine does with a device that is neither the host nor a fake's. */
+struct ts_engine {
+    void *(*bytes_new)(size_t len); /* the host reaches them there */
+    void (*bytes_free)(void *p);
+    void *(*event_new)(void);
+    void (*event_fire)(void *event);
+    void (*event_free)(void *event);
 };
-extern const struct ts_device ts_devices[];
-extern const size_t ts_ndevices;
+struct ts_device {
+    const char *name;               /* as the option `device` has it */
+    const char *library;            /* of the fake; NULL: its memory is the host's */
+    int id;                         /* as the option `device_id` has it */
+    bool events;                    /* the engine hands over events */
+    bool one_by_one;                /* no library of its vendor copies a batch with one call */
+    const struct ts_engine *engine; /* or NULL */
+};
+extern struct ts_device ts_devices[]; /* with room for one more than there are */
+extern size_t ts_ndevices;
 const struct ts_device *ts_device(const char *name);
 /* The fake behind it, or NULL. */
 const struct fake *ts_fake(const struct ts_device *d);
