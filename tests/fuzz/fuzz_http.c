@@ -50,10 +50,16 @@ static void same_head(const struct http_head *h, int is_request)
     evbuffer_free(out);
 }
 
+static void keep(void *arg, const char *data, size_t len)
+{
+    evbuffer_add(arg, data, len);
+}
+
 static struct outcome understand(const uint8_t *data, size_t size, size_t piece, int is_request)
 {
     struct outcome o = {.status = -1, .bytes = evbuffer_new()};
-    struct evbuffer *in = evbuffer_new();
+    char *copy = malloc(size + 1);
+    struct bytes in = {copy, 0};
     struct http_head head;
     struct http_body body;
     int has_head = 0;
@@ -61,9 +67,10 @@ static struct outcome understand(const uint8_t *data, size_t size, size_t piece,
     for (size_t at = 0; at < size && o.body == 0; at += piece) {
         char *text;
         size_t len, n = piece < size - at ? piece : size - at;
-        evbuffer_add(in, data + at, n);
+        memcpy(copy + at, data + at, n);
+        in.len += n;
         if (!has_head) {
-            int rc = http_take_head(in, 2048, &text, &len);
+            int rc = http_take_head(&in, 2048, &text, &len);
             if (rc == 0)
                 continue;
             if (rc < 0)
@@ -78,9 +85,9 @@ static struct outcome understand(const uint8_t *data, size_t size, size_t piece,
                 break;
             has_head = 1;
         }
-        o.body = http_body_take(&body, in, o.bytes);
+        o.body = http_body_take(&body, &in, keep, o.bytes);
     }
-    evbuffer_free(in);
+    free(copy);
     return o;
 }
 

@@ -10,24 +10,75 @@
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <stdlib.h>
+#include <string.h>
+#include <time.h>
 #include <unistd.h>
+
+static struct conn *reading; /* who is told that there is more; NULL when that has freed it */
+
+static double clock_s(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC_COARSE, &t);
+    return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
+}
+
+/* `in` and more after it, in memory of its own, as long as it. */
+static void keep(struct conn *c, const char *more, size_t n)
+{
+    char *all = malloc(c->in.len + n);
+
+    if (!all)
+        abort();
+    memcpy(all, c->in.at, c->in.len);
+    memcpy(all + c->in.len, more, n);
+    free(c->kept);
+    c->kept = all;
+    c->in = (struct bytes){all, c->in.len + n};
+}
 
 static void on_read(evutil_socket_t fd, short what, void *arg)
 {
-    static char buf[64 << 10]; /* what is kept is as long as what came, not as what might have */
+    static char buf[64 << 10];
     struct conn *c = arg;
+    int fresh = !c->in.len;
 
-    if (what & EV_TIMEOUT) {
+    ssize_t n = recv(fd, buf, sizeof buf, 0); /* read() has further to go */
+    if (n <= 0) {
+        if (n == 0 || (errno != EAGAIN && errno != EINTR))
+            c->ops->gone(c->arg, n ? -errno : 0);
+        return;
+    }
+    c->heard = clock_s();
+    if (fresh)
+        c->in = (struct bytes){buf, (size_t)n};
+    else
+        keep(c, buf, (size_t)n);
+    reading = c;
+    c->ops->readable(c->arg);
+    if (!reading)
+        return;
+    if (!c->in.len) {
+        free(c->kept);
+        c->kept = NULL;
+    } else if (fresh) {
+        keep(c, "", 0);
+    }
+}
+
+/* Each read only notes when it was; here one looks how long ago. */
+static void on_quiet(evutil_socket_t fd, short what, void *arg)
+{
+    struct conn *c = arg;
+    double left = c->heard + c->silence_s - clock_s();
+    struct timeval tv = {.tv_sec = (time_t)left};
+
+    if (left <= 0) {
         c->ops->gone(c->arg, -ETIMEDOUT);
         return;
     }
-    ssize_t n = read(fd, buf, sizeof buf);
-    if (n > 0) {
-        evbuffer_add(c->in, buf, (size_t)n);
-        c->ops->readable(c->arg);
-    } else if (n == 0 || (errno != EAGAIN && errno != EINTR)) {
-        c->ops->gone(c->arg, n ? -errno : 0);
-    }
+    tv.tv_usec = (suseconds_t)((left - (double)tv.tv_sec) * 1e6);
+    event_add(c->quiet, &tv);
 }
 
 static int finish_connecting(struct conn *c)
@@ -90,11 +141,11 @@ struct conn *conn_new(struct event_base *base, int fd, unsigned stall_s, const s
     evutil_make_socket_nonblocking(fd);
     set_options(fd);
     *c = (struct conn){.fd = fd, .stall_s = stall_s, .ops = ops, .arg = arg};
-    c->in = evbuffer_new();
     c->out = evbuffer_new();
     c->rd = event_new(base, fd, EV_READ | EV_PERSIST, on_read, c);
     c->wr = event_new(base, fd, EV_WRITE | EV_PERSIST, on_write, c);
-    if (!c->in || !c->out || !c->rd || !c->wr)
+    c->quiet = evtimer_new(base, on_quiet, c);
+    if (!c->out || !c->rd || !c->wr || !c->quiet)
         abort();
     return c;
 }
@@ -128,11 +179,14 @@ struct conn *conn_connect(struct event_base *base, const struct sockaddr *addr, 
 
 void conn_free(struct conn *c)
 {
+    if (reading == c)
+        reading = NULL;
     event_free(c->rd);
     event_free(c->wr);
-    evbuffer_free(c->in);
+    event_free(c->quiet);
     evbuffer_free(c->out);
     close(c->fd);
+    free(c->kept);
     free(c);
 }
 
@@ -140,14 +194,19 @@ void conn_read(struct conn *c, unsigned silence_s)
 {
     struct timeval tv = {.tv_sec = silence_s};
 
-    if (!silence_s)
-        event_remove_timer(c->rd);
-    event_add(c->rd, silence_s ? &tv : NULL);
+    c->silence_s = silence_s;
+    c->heard = clock_s();
+    event_add(c->rd, NULL);
+    if (silence_s)
+        event_add(c->quiet, &tv);
+    else
+        event_del(c->quiet);
 }
 
 void conn_pause(struct conn *c)
 {
     event_del(c->rd);
+    event_del(c->quiet);
 }
 
 void conn_flush(struct conn *c)
@@ -161,4 +220,22 @@ void conn_flush(struct conn *c)
         event_active(c->wr, EV_WRITE, 0);
     else if (evbuffer_get_length(c->out))
         await_write(c);
+}
+
+void conn_write(struct conn *c, struct iovec *v, int n)
+{
+    struct msghdr all = {.msg_iov = v, .msg_iovlen = (size_t)n};
+    ssize_t done = -1;
+
+    if (!c->connecting && !evbuffer_get_length(c->out))
+        done = sendmsg(c->fd, &all, MSG_NOSIGNAL);
+    size_t skip = done > 0 ? (size_t)done : 0; /* what is wrong, flushing the rest will see too */
+    for (int i = 0; i < n; i++) {
+        size_t sent = skip < v[i].iov_len ? skip : v[i].iov_len;
+        skip -= sent;
+        if (sent < v[i].iov_len)
+            evbuffer_add(c->out, (char *)v[i].iov_base + sent, v[i].iov_len - sent);
+    }
+    if (evbuffer_get_length(c->out))
+        conn_flush(c);
 }

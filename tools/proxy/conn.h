@@ -3,25 +3,31 @@
 #ifndef PROXY_CONN_H
 #define PROXY_CONN_H
 
-#include <stddef.h>
 #include <sys/socket.h>
+#include <sys/uio.h>
 
 #include <event2/buffer.h>
 #include <event2/event.h>
+
+#include "proxy/bytes.h"
 
 enum { CONN_HIGH = 1 << 20, CONN_LOW = 256 << 10 };
 
 /* In each of these the connection may be freed. */
 struct conn_ops {
-    void (*readable)(void *arg);      /* there is more in `in` */
+    void (*readable)(void *arg);      /* there is more in `in`; what is left there is kept */
     void (*drained)(void *arg);       /* `out` has fallen to CONN_LOW, or to nothing */
     void (*gone)(void *arg, int why); /* 0: its end; -ETIMEDOUT; another -errno */
 };
 struct conn {
     int fd, connecting, error;
     unsigned stall_s; /* so long may a write, or connecting, stand still */
-    struct event *rd, *wr;
-    struct evbuffer *in, *out;
+    struct event *rd, *wr, *quiet;
+    unsigned silence_s;
+    double heard; /* when something came last */
+    struct bytes in;
+    char *kept; /* what `in` is of between readable() and readable() */
+    struct evbuffer *out;
     const struct conn_ops *ops;
     void *arg;
 };
@@ -38,5 +44,7 @@ void conn_read(struct conn *c, unsigned silence_s);
 void conn_pause(struct conn *c);
 /* Writes what is in `out`; what is wrong with it comes through `gone`, later. */
 void conn_flush(struct conn *c);
+/* Writes this after it; only what does not go at once is copied. */
+void conn_write(struct conn *c, struct iovec *v, int n);
 
 #endif

@@ -177,17 +177,15 @@ void client_begin(struct client *c, const struct http_head *h, const char *reque
     put_end_of_head(c);
 }
 
-void client_more(struct client *c, struct evbuffer *data)
+void client_more(struct client *c, const char *data, size_t len)
 {
-    struct evbuffer *out = c->conn->out;
+    char size[HTTP_SIZE_LINE];
+    struct iovec v[] = {{size, 0}, {(char *)data, len}, {"\r\n", 2}};
 
     if (c->chunked)
-        evbuffer_add_printf(out, "%zx\r\n", evbuffer_get_length(data));
-    evbuffer_add_buffer(out, data);
-    if (c->chunked)
-        evbuffer_add(out, "\r\n", 2);
-    conn_flush(c->conn);
-    if (evbuffer_get_length(out) > CONN_HIGH)
+        v[0].iov_len = http_put_size(size, len);
+    conn_write(c->conn, c->chunked ? v : &v[1], c->chunked ? 3 : 1);
+    if (evbuffer_get_length(c->conn->out) > CONN_HIGH)
         job_pause(c->job, 1);
 }
 
@@ -216,7 +214,7 @@ static int take_head(struct client *c)
 {
     char *text;
     size_t len;
-    int rc = http_take_head(c->conn->in, proxy.set.max_header, &text, &len);
+    int rc = http_take_head(&c->conn->in, proxy.set.max_header, &text, &len);
 
     if (rc == 0)
         return 0;
@@ -245,9 +243,14 @@ static int take_head(struct client *c)
     return 1;
 }
 
+static void keep_body(void *arg, const char *data, size_t len)
+{
+    evbuffer_add(arg, data, len);
+}
+
 static int take_body(struct client *c)
 {
-    int rc = http_body_take(&c->framing, c->conn->in, c->body);
+    int rc = http_body_take(&c->framing, &c->conn->in, keep_body, c->body);
 
     if (evbuffer_get_length(c->body) > proxy.set.max_body)
         client_refuse(c, 413, "the body is too long");
@@ -282,13 +285,13 @@ static void client_process(struct client *c)
 static void client_readable(void *arg)
 {
     struct client *c = arg;
-    struct evbuffer *in = c->conn->in;
+    struct bytes *in = &c->conn->in;
 
     if (c->state >= CLOSING)
-        evbuffer_drain(in, evbuffer_get_length(in));
+        bytes_take(in, in->len);
     else if (c->state != WORKING)
         client_process(c);
-    else if (evbuffer_get_length(in) > MAX_AHEAD)
+    else if (in->len > MAX_AHEAD)
         conn_pause(c->conn);
 }
 
@@ -321,7 +324,7 @@ static void on_timer(evutil_socket_t fd, short what, void *arg)
 {
     struct client *c = arg;
 
-    if (c->state == BODY || (c->state == HEAD && evbuffer_get_length(c->conn->in)))
+    if (c->state == BODY || (c->state == HEAD && c->conn->in.len))
         client_refuse(c, 408, "the request took too long to come");
     else
         client_free(c);

@@ -13,26 +13,19 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include <event2/buffer.h>
-
-int http_take_head(struct evbuffer *in, size_t limit, char **text, size_t *len)
+int http_take_head(struct bytes *in, size_t limit, char **text, size_t *len)
 {
-    char two[2];
-
     /* Some clients end a body with a line end that belongs to nothing. */
-    while (evbuffer_copyout(in, two, 2) == 2 && !memcmp(two, "\r\n", 2))
-        evbuffer_drain(in, 2);
-    struct evbuffer_ptr end = evbuffer_search(in, "\r\n\r\n", 4, NULL);
-    if (end.pos < 0)
-        return evbuffer_get_length(in) > limit ? -E2BIG : 0;
-    *len = (size_t)end.pos + 4;
-    if (*len > limit)
-        return -E2BIG;
-    *text = malloc(*len + 1);
+    while (in->len >= 2 && !memcmp(in->at, "\r\n", 2))
+        bytes_take(in, 2);
+    char *end = memmem(in->at, in->len, "\r\n\r\n", 4);
+    if (!end)
+        return in->len > limit ? -E2BIG : 0;
+    *len = (size_t)(end - in->at) + 4;
+    *text = *len > limit ? NULL : strndup(in->at, *len);
     if (!*text)
         return -E2BIG;
-    evbuffer_remove(in, *text, *len);
-    (*text)[*len] = '\0';
+    bytes_take(in, *len);
     return 1;
 }
 
@@ -46,13 +39,17 @@ static int is_token(const char *s)
     return 1;
 }
 
-/* Letters of a value: anything but controls; a tab is a space. */
+/* Anything but controls; a tab is a space. */
+static int is_text(char c)
+{
+    return c == '\t' || ((unsigned char)c >= ' ' && c != 0x7f);
+}
+
 static int is_value(const char *s)
 {
-    for (; *s; s++)
-        if (((unsigned char)*s < ' ' && *s != '\t') || *s == 0x7f)
-            return 0;
-    return 1;
+    while (is_text(*s))
+        s++;
+    return !*s;
 }
 
 /* The next line, ended in place; NULL when it does not end in CR LF. */
@@ -259,83 +256,88 @@ const char *http_reason(int status)
 
 /* ---- bodies ---- */
 
-enum { CHUNK_SIZE, CHUNK_DATA, CHUNK_END, TRAILER, DONE };
+/* What the next byte is of: the body, or the chunks' framing (what ends in _LF: the end of a line).
+ */
+enum { DATA, DATA_CR, DATA_LF, SIZE, EXTENSION, SIZE_LF, TRAILER, FIELD, FIELD_LF, END_LF, DONE };
 
 void http_body_init(struct http_body *b, const struct http_head *h)
 {
-    *b = (struct http_body){.framing = h->framing, .left = h->length};
+    *b = (struct http_body){.framing = h->framing, .stage = DATA};
+    switch (h->framing) {
+    case HTTP_EMPTY: b->stage = DONE; break;
+    case HTTP_LENGTH: b->stage = (b->left = h->length) ? DATA : DONE; break;
+    case HTTP_CHUNKED: b->stage = SIZE; break;
+    case HTTP_TO_END: b->left = UINT64_MAX; break;
+    }
 }
 
-static uint64_t move(struct evbuffer *in, struct evbuffer *out, uint64_t n)
+/* "1a" or "1A;what=ever", up to 15 digits. */
+static int size_byte(struct http_body *b, char c)
 {
-    size_t have = evbuffer_get_length(in);
-
-    if (n > have)
-        n = have;
-    evbuffer_remove_buffer(in, out, (size_t)n);
-    return n;
-}
-
-/* "1a" or "1A;what=ever": up to 15 digits. */
-static int parse_chunk_size(const char *line, uint64_t *size)
-{
-    size_t n = strspn(line, "0123456789abcdefABCDEF");
-
-    if (!n || n > 15 || (line[n] && !strchr("; \t", line[n])) || !is_value(line))
+    if (b->stage == SIZE && isxdigit((unsigned char)c)) {
+        b->left = b->left << 4 | (uint64_t)(c <= '9' ? c - '0' : (c | 0x20) - 'a' + 10);
+        return b->line <= 15 ? SIZE : -EPROTO;
+    }
+    if (b->stage == SIZE && (b->line == 1 || !strchr("\r; \t", c)))
         return -EPROTO;
-    *size = strtoull(line, NULL, 16);
-    return 0;
+    if (c == '\r')
+        return SIZE_LF;
+    return is_text(c) && b->line <= HTTP_MAX_LINE ? EXTENSION : -EPROTO;
 }
 
-/* One line of the chunks' framing: 1 taken, 0 not there yet, -EPROTO. */
-static int take_line(struct http_body *b, struct evbuffer *in)
+/* What the byte after this one of the framing is of, or -EPROTO. */
+static int framing_byte(struct http_body *b, char c)
 {
-    size_t len;
-    int bad = 0;
-    char *line = evbuffer_readln(in, &len, EVBUFFER_EOL_CRLF_STRICT);
-
-    if (!line)
-        return evbuffer_get_length(in) > HTTP_MAX_LINE ? -EPROTO : 0;
-    if (strlen(line) != len || len > HTTP_MAX_LINE) {
-        bad = 1;
-    } else if (b->stage == CHUNK_SIZE) {
-        bad = parse_chunk_size(line, &b->left) < 0;
-        b->stage = b->left ? CHUNK_DATA : TRAILER;
-    } else if (b->stage == CHUNK_END) {
-        bad = len != 0;
-        b->stage = CHUNK_SIZE;
-    } else { /* a field of the trailer, which is not passed on */
-        b->trailer += (unsigned)len;
-        bad = b->trailer > HTTP_MAX_TRAILER;
-        b->stage = len ? TRAILER : DONE;
-    }
-    free(line);
-    return bad ? -EPROTO : 1;
-}
-
-static int take_chunks(struct http_body *b, struct evbuffer *in, struct evbuffer *out)
-{
-    while (b->stage != DONE) {
-        if (b->stage == CHUNK_DATA) {
-            b->left -= move(in, out, b->left);
-            if (b->left)
-                return 0;
-            b->stage = CHUNK_END;
-        }
-        int rc = take_line(b, in);
-        if (rc <= 0)
-            return rc;
-    }
-    return 1;
-}
-
-int http_body_take(struct http_body *b, struct evbuffer *in, struct evbuffer *out)
-{
-    switch (b->framing) {
-    case HTTP_EMPTY: return 1;
-    case HTTP_LENGTH: b->left -= move(in, out, b->left); return b->left == 0;
-    case HTTP_TO_END: move(in, out, UINT64_MAX); return 0;
-    case HTTP_CHUNKED: return take_chunks(b, in, out);
+    b->line++;
+    switch (b->stage) {
+    case DATA_CR: return c == '\r' ? DATA_LF : -EPROTO;
+    case DATA_LF: b->line = 0; return c == '\n' ? SIZE : -EPROTO;
+    case SIZE:
+    case EXTENSION: return size_byte(b, c);
+    case SIZE_LF: b->line = 0; return c != '\n' ? -EPROTO : b->left ? DATA : TRAILER;
+    case TRAILER: /* not passed on */
+    case FIELD:
+        if (c == '\r')
+            return b->stage == TRAILER ? END_LF : FIELD_LF;
+        return is_text(c) && b->line <= HTTP_MAX_TRAILER ? FIELD : -EPROTO;
+    case FIELD_LF: return c == '\n' ? TRAILER : -EPROTO;
+    case END_LF: return c == '\n' ? DONE : -EPROTO;
     }
     return -EPROTO;
+}
+
+int http_body_take(struct http_body *b, struct bytes *in, http_take *take, void *arg)
+{
+    char *body = in->at;
+    size_t len = 0;
+
+    while (in->len && b->stage >= 0 && b->stage != DONE) {
+        size_t n = 1;
+        if (b->stage == DATA) {
+            n = in->len < b->left ? in->len : (size_t)b->left;
+            memmove(body + len, in->at, n);
+            len += n;
+            b->left -= n;
+            if (!b->left)
+                b->stage = b->framing == HTTP_CHUNKED ? DATA_CR : DONE;
+        } else {
+            b->stage = framing_byte(b, *in->at);
+        }
+        bytes_take(in, n);
+    }
+    if (len)
+        take(arg, body, len);
+    return b->stage < 0 ? b->stage : b->stage == DONE;
+}
+
+size_t http_put_size(char line[HTTP_SIZE_LINE], size_t len)
+{
+    size_t digits = 1, left = len;
+
+    while (left >>= 4)
+        digits++;
+    for (size_t i = digits; i--; len >>= 4)
+        line[i] = "0123456789abcdef"[len & 15];
+    memcpy(line + digits, "\r\n", 2);
+    return digits + 2;
 }

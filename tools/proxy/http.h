@@ -9,9 +9,9 @@
 #include <stddef.h>
 #include <stdint.h>
 
-struct evbuffer;
+#include "proxy/bytes.h"
 
-enum { HTTP_MAX_FIELDS = 100, HTTP_MAX_LINE = 1024, HTTP_MAX_TRAILER = 8192 };
+enum { HTTP_MAX_FIELDS = 100, HTTP_MAX_LINE = 1024, HTTP_MAX_TRAILER = 8192, HTTP_SIZE_LINE = 18 };
 
 enum http_framing {
     HTTP_EMPTY,   /* there is no body */
@@ -36,7 +36,7 @@ struct http_head {
 
 /* Takes a head, up to its empty line, out of `in`: 1, and a text to be freed, or 0 (not all there
  * yet), or -E2BIG. */
-int http_take_head(struct evbuffer *in, size_t limit, char **text, size_t *len);
+int http_take_head(struct bytes *in, size_t limit, char **text, size_t *len);
 /* Parse a text, which is theirs from then on.  0, or the status a client deserves. */
 int http_parse_request(struct http_head *h, char *text, size_t len);
 /* 0 or -EPROTO.  What answers HEAD has no body. */
@@ -52,10 +52,15 @@ struct http_body {
     enum http_framing framing;
     uint64_t left; /* of the length, or of the chunk */
     int stage;
-    unsigned trailer;
+    unsigned line; /* bytes of the line, or of the trailer, so far */
 };
+/* The line before a chunk; its length.  For each chunk of each stream: printf takes longer than all
+ * of the rest. */
+size_t http_put_size(char line[HTTP_SIZE_LINE], size_t len);
+typedef void http_take(void *arg, const char *data, size_t len);
 void http_body_init(struct http_body *b, const struct http_head *h);
-/* Moves what of the body is in `in` to `out`: 1 complete, 0 there is more to come, -EPROTO. */
-int http_body_take(struct http_body *b, struct evbuffer *in, struct evbuffer *out);
+/* Takes what of the body is in `in`, moves it together there and gives it to `take`: 1 complete, 0
+ * there is more to come, -EPROTO. */
+int http_body_take(struct http_body *b, struct bytes *in, http_take *take, void *arg);
 
 #endif

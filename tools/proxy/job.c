@@ -262,13 +262,12 @@ static int hop_head(void *arg, struct http_head *h)
     return 0;
 }
 
-static void hop_body(void *arg, struct evbuffer *data)
+static void hop_body(void *arg, const char *data, size_t len)
 {
     struct job *j = arg;
 
-    if (evbuffer_get_length(j->answer) > MAX_HOP_ANSWER)
-        evbuffer_drain(data, evbuffer_get_length(data)); /* it will not parse */
-    evbuffer_add_buffer(j->answer, data);
+    if (evbuffer_get_length(j->answer) <= MAX_HOP_ANSWER) /* what is cut there will not parse */
+        evbuffer_add(j->answer, data, len);
 }
 
 static json_t *hop_json(struct job *j)
@@ -370,12 +369,12 @@ static void begin(struct job *j)
     client_begin(j->client, &j->reply, j->request_id);
 }
 
-static void answer_body(void *arg, struct evbuffer *data)
+static void answer_body(void *arg, const char *data, size_t len)
 {
     struct job *j = arg;
 
     begin(j);
-    client_more(j->client, data);
+    client_more(j->client, data, len);
 }
 
 /* The answer ends in the middle, and the client must see it. */

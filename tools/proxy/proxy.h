@@ -3,10 +3,14 @@
  * proxy.h - what the parts of ucm-proxy share.  One process, one thread, one event loop: nothing is
  * locked, and nothing may block.
  *
- *   front.c     clients: requests in, answers out       job.c      one request's way: prefill,
- * decode admin.c     /healthcheck, /metrics, /instances      prompt.c   what is read in a body, and
- * changed upstream.c  instances, and calls to them            balance.c  who gets it conn.c
- * connections                             http.c     heads and bodies
+ *   front.c     clients: requests in, answers out
+ *   job.c       one request's way: prefill, decode
+ *   admin.c     /healthcheck, /metrics, /instances
+ *   prompt.c    what is read in a body, and changed
+ *   upstream.c  instances, and calls to them
+ *   balance.c   who gets it
+ *   conn.c      connections
+ *   http.c      heads and bodies
  */
 #ifndef PROXY_PROXY_H
 #define PROXY_PROXY_H
@@ -132,8 +136,8 @@ enum outcome {
 struct call_ops {
     /* May take the head over (h->text = NULL); returns whether it has cancelled the call. */
     int (*head)(void *arg, struct http_head *h);
-    void (*body)(void *arg, struct evbuffer *data); /* takes all of it */
-    void (*done)(void *arg, enum outcome outcome);  /* once; the call is no more */
+    http_take *body;                               /* must leave the call as it is */
+    void (*done)(void *arg, enum outcome outcome); /* once; the call is no more */
 };
 /* Sends head and body (NULL: none), which stay the caller's and must stay as they are until the
  * end. */
@@ -182,7 +186,7 @@ void client_reply(struct client *c, int status, const char *type, const char *te
 void client_error(struct client *c, int status, const char *fmt, ...) PRINTF_LIKE(3, 4);
 /* The answer of an instance, as it comes. */
 void client_begin(struct client *c, const struct http_head *h, const char *request_id);
-void client_more(struct client *c, struct evbuffer *data);
+void client_more(struct client *c, const char *data, size_t len);
 void client_end(struct client *c);
 /* Ends the connection such that the client can tell that something is missing. */
 void client_cut(struct client *c, const char *last_words);

@@ -23,7 +23,6 @@ struct call {
     struct instance *at;
     struct conn *conn;
     struct evbuffer *head, *body; /* of the request */
-    struct evbuffer *data;        /* of the answer's body, decoded */
     struct http_head answer;
     struct http_body framing;
     int has_answer, is_head, reused, paused;
@@ -174,7 +173,6 @@ static void call_free(struct call *c)
     if (c->later)
         event_free(c->later);
     http_head_free(&c->answer);
-    evbuffer_free(c->data);
     free(c);
     i->users--;
     instance_free_if_unused(i);
@@ -248,7 +246,6 @@ struct call *call_start(struct instance *i, struct evbuffer *head, struct evbuff
                        .timeout_s = timeout_s,
                        .ops = ops,
                        .arg = arg,
-                       .data = evbuffer_new(),
                        .first = i->good,
                        .addr = i->good};
     i->users++;
@@ -281,7 +278,7 @@ void call_pause(struct call *c, int pause)
 
 static void call_complete(struct call *c)
 {
-    if (c->answer.keep && !evbuffer_get_length(c->conn->in) && !evbuffer_get_length(c->conn->out) &&
+    if (c->answer.keep && !c->conn->in.len && !evbuffer_get_length(c->conn->out) &&
         c->framing.framing != HTTP_TO_END) {
         idle_keep(c->at, c->conn);
         c->conn = NULL;
@@ -294,7 +291,7 @@ static int call_take_head(struct call *c)
 {
     char *text;
     size_t len;
-    int rc = http_take_head(c->conn->in, proxy.set.max_header, &text, &len);
+    int rc = http_take_head(&c->conn->in, proxy.set.max_header, &text, &len);
 
     if (rc == 0)
         return 0;
@@ -318,9 +315,7 @@ static void call_readable(void *arg)
 
     if (!c->has_answer && call_take_head(c) <= 0)
         return;
-    int rc = http_body_take(&c->framing, c->conn->in, c->data);
-    if (evbuffer_get_length(c->data))
-        c->ops->body(c->arg, c->data);
+    int rc = http_body_take(&c->framing, &c->conn->in, c->ops->body, c->arg);
     if (rc < 0)
         call_finish(c, CALL_GARBLED);
     else if (rc > 0)
@@ -373,9 +368,8 @@ static int probe_head(void *arg, struct http_head *h)
     return 1;
 }
 
-static void probe_body(void *arg, struct evbuffer *data)
+static void probe_body(void *arg, const char *data, size_t len)
 {
-    evbuffer_drain(data, evbuffer_get_length(data));
 }
 
 static void probe_done(void *arg, enum outcome outcome)
