@@ -86,7 +86,7 @@ class Engine:
         self.connections = 0
 
     async def start(self):
-        self.server = await asyncio.start_server(self._connection, "127.0.0.1", 0)
+        self.server = await asyncio.start_server(self._connection, "127.0.0.1", 0, backlog=1024)
         self.port = self.server.sockets[0].getsockname()[1]
         self.name = f"127.0.0.1:{self.port}"
         return self

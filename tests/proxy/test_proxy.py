@@ -5,12 +5,13 @@ import asyncio
 import json
 import os
 import random
+import resource
 import subprocess
 import sys
 import unittest
 from pathlib import Path
 
-from fakes import PATIENCE, PROXY, Engine, Proxy, echo
+from fakes import PATIENCE, PROXY, Engine, Proxy, echo, read_body
 
 ROOT = Path(__file__).resolve().parents[2]
 LONG = "word " * 2000  # longer than any block
@@ -755,6 +756,99 @@ class Clients(Case):
         self.assertEqual((await client.answer()).body, b"data: 0\n\n")
         client.close()
         self.assertEqual(await proxy.process.wait(), 0)
+
+
+class Many(Case):
+    """As many requests as a node may see, all under way before the first ends.  A half of them gets all of its stream;
+    of the others `fate` says what becomes of them."""
+
+    CLIENTS, EVENTS, PER_WRITE = 512, 4000, 250
+    FATES = "read", "left", "read", "broken", "read", "left early", "read", "read late"
+
+    def setUp(self):
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
+        self.there = self.gone = 0
+        self.all_there, self.go, self.all_gone, self.quick_ended = (asyncio.Event() for _ in range(4))
+
+    def asked(self, who):
+        return {**PROMPT, "stream": True, "who": who, "fate": self.FATES[who % len(self.FATES)]}
+
+    def events(self, asked):
+        padding = b"x" * (500 if asked["fate"] == "read late" else 0)  # more than sockets hold: 2 MB
+        return [b"data: %d of %d%s\n\n" % (i, asked["who"], padding) for i in range(self.EVENTS)]
+
+    async def arrive(self):
+        self.there += 1
+        if self.there == self.CLIENTS:
+            self.all_there.set()
+        await self.go.wait()
+
+    async def leave(self, request):
+        await request.gone()
+        self.gone += 1
+        if self.gone == self.CLIENTS // 4:
+            self.all_gone.set()
+
+    async def prefill(self, request):
+        if request.json["fate"] != "left early":
+            return await echo(request)
+        await self.arrive()
+        await self.leave(request)
+
+    async def decode(self, request):
+        fate, events = request.json["fate"], self.events(request.json)
+        chunks = [b"%x\r\n%s\r\n" % (len(e), e) for e in events]
+        await request.begin()
+        await request.send(chunks[0])
+        await self.arrive()
+        if fate == "left":
+            return await self.leave(request)
+        end = self.EVENTS // 2 if fate == "broken" else self.EVENTS
+        for at in range(1, end, self.PER_WRITE):
+            await request.send(b"".join(chunks[at:min(at + self.PER_WRITE, end)]))
+        if fate == "broken":
+            await request.send(chunks[end][:-3])
+            return request.cut()
+        await request.end()
+
+    async def client(self, proxy, asked):
+        fate, events = asked["fate"], self.events(asked)
+        client = await proxy.connect(limit=1 << 12 if fate == "read late" else 1 << 16)
+        await client.send("POST", COMPLETIONS, asked)
+        await self.go.wait()
+        if fate == "read late":
+            await self.quick_ended.wait()
+        if fate != "left early":
+            head = await client.head()
+        if fate == "left":
+            await client.reader.readuntil(events[0])
+        elif fate == "broken":
+            rest = await client.reader.read()
+            self.assertIn(b'data: {"error": {"message": "', rest)
+            self.assertFalse(rest.endswith(b"0\r\n\r\n"))
+        elif fate.startswith("read"):
+            self.assertEqual(await read_body(client.reader, head.fields), b"".join(events))
+        client.reset() if asked["who"] % 16 < 8 else client.close()
+
+    async def test_512_at_once(self):
+        p, *ds = await self.engines(self.prefill, self.decode, self.decode)
+        proxy = await self.pd([p], ds)
+        tasks = {"read late": [], "quick": []}
+        for asked in map(self.asked, range(self.CLIENTS)):
+            tasks.get(asked["fate"], tasks["quick"]).append(asyncio.create_task(self.client(proxy, asked)))
+        await self.all_there.wait()
+        self.assertEqual((await proxy.metrics())["requests_in_flight"], self.CLIENTS)
+        self.go.set()
+        await asyncio.gather(*tasks["quick"])
+        self.quick_ended.set()
+        await asyncio.gather(*tasks["read late"])
+        await self.all_gone.wait()
+        await proxy.until("requests_in_flight", 0)
+        m = await proxy.metrics()
+        self.assertEqual([m[f"{name}_total"] for name in ("cancelled", "broken_streams", "failed", "retries", "prefills")],
+                         [self.CLIENTS // 4, self.CLIENTS // 8, 0, 0, self.CLIENTS])
+        self.assertEqual(sum(v for k, v in m.items() if k.startswith(("instance_tokens", "instance_requests"))), 0)
 
 
 if __name__ == "__main__":
