@@ -14,9 +14,8 @@ static const struct ucm_option connector_options[] = {
      "Python module that defines ucm_connector_name, when it is not one of ucm's own (the vLLM "
      "connector refuses that)"},
     {"enable_event_sync", UCM_T_BOOL, 0, "true", NULL, NULL,
-     "dumps wait for an event of the engine's stream on the device; false: the engine's thread "
-     "waits before it hands them over (memory of the host, which alone is served so far, knows no "
-     "events: no difference)"},
+     "loads and dumps wait for the engine's stream on the device, by an event; false: the engine's "
+     "thread waits for it before it hands them over (on the CPU there is nothing to wait for)"},
     {"use_layerwise", UCM_T_BOOL, 0, "true", NULL, NULL,
      "true: a load streams layer by layer into the step that computes on it, and each layer waits "
      "for its own part; false: the request waits aside until all of its blocks are there, and "

@@ -44,6 +44,7 @@ def test_the_worker_opens_its_device_and_the_scheduler_none(monkeypatch):
 
 class Event:
     made: list = []
+    waited: list = []
 
     def __init__(self, device):
         assert device == "cuda"
@@ -53,18 +54,34 @@ class Event:
     def record(self):
         self.event_id = 1000 + len(self.made)
 
+    def synchronize(self):
+        self.waited.append(self.event_id)
 
-def test_transfers_wait_for_what_the_engine_has_queued(monkeypatch):
+
+@pytest.fixture
+def events(monkeypatch):
     monkeypatch.setattr(device.torch, "Event", Event)
+    monkeypatch.setattr(Event, "made", [])
+    monkeypatch.setattr(Event, "waited", [])
+
+
+def test_transfers_wait_for_what_the_engine_has_queued(events):
     w = Worker(asynchronous=True, marks=device.Marks("cuda"))
     w.step(saves=[transfer("a", 0, 2)])
     w.step(loads=[transfer("b", 0, 1)])
-    assert w.store.events == [1001, 1002]
+    assert w.store.events == [1001, 1002] and not Event.waited
     save, load = w.store.dumps[0][-1], w.store.loads[0][-1]
     assert all(event() for event in Event.made)  # the device may still look at them
     save.released = load.released = True
     w.step(saves=[transfer("c", 0, 1)])
     assert [event() is not None for event in Event.made] == [False, False, True]
+
+
+def test_without_event_sync_the_engine_waits(events):
+    w = Worker(marks=device.Marks("cuda", events=False))
+    w.step(saves=[transfer("a", 0, 2)])
+    w.step(loads=[transfer("b", 0, 1)])
+    assert w.store.events == [0, 0] and Event.waited == [1001, 1002]
 
 
 def test_on_the_cpu_there_is_nothing_to_wait_for():

@@ -34,10 +34,12 @@ def settle(conf: Conf, device_type: str, moves: bool) -> None:
 
 
 class Marks:
-    """What a load or dump is to wait for: all that the engine has queued by now.  On the CPU that is over."""
+    """What a load or dump is to wait for: all that the engine has queued by now.  On the CPU that is over.
+    Either the device waits (events), or whoever submits, here and now."""
 
-    def __init__(self, device_type: str):
+    def __init__(self, device_type: str, events: bool = True):
         self._device = None if device_type == "cpu" else device_type
+        self._events = events
         self._kept: list[tuple[Any, torch.Event]] = []  # an event lives as long as a task may wait for it
 
     def after(self, submit: Callable[[int], Any]) -> Any:
@@ -45,6 +47,9 @@ class Marks:
             return submit(0)
         event = torch.Event(self._device)
         event.record()
+        if not self._events:
+            event.synchronize()
+            return submit(0)
         task = submit(event.event_id)
         self._kept = [kept for kept in self._kept if not kept[0].done("released")] + [(task, event)]
         return task

@@ -98,7 +98,7 @@ class UCMConnector(KVConnectorBase_V1, compat.SupportsHMA):
         else:
             self._worker = WorkerSide(geometry, store, kv_cache_config.num_blocks, policy.asynchronous,
                                       timeout_ms, policy.delivers, int(conf.get("load_timeout_ms")),
-                                      device.Marks(device_type))
+                                      device.Marks(device_type, conf.get("enable_event_sync") == "true"))
 
     def _open(self, what: geo.Geometry | Stage) -> ucm.Store:
         for key in ("namespace", "block_size", "shard_size"):
