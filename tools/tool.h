@@ -120,6 +120,19 @@ int conf_with_key(const char *file, ucm_conf **conf_p);
             "what is sealed with this key as well (or with that of UCM_INTEGRITY_KEY_FILE)"        \
     }
 
+/* ---- storage that may not answer (ucm_patience.c) ---- */
+
+struct asking {
+    const char *dir;
+    uint64_t seconds;                         /* to wait for its next answer */
+    int (*run)(void *state, const char *dir); /* in a child; returns an exit status */
+    void *state;
+};
+int ask_storage(struct asking *a);
+/* Called by run: there was an answer; there will be no more questions. */
+void storage_answered(void);
+void storage_done(void);
+
 extern const struct verb verb_bench, verb_doctor, verb_gc, verb_ls, verb_pin, verb_rm, verb_stat,
     verb_unpin, verb_verify;
 

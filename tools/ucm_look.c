@@ -39,7 +39,9 @@ struct look {
     time_t shown;
 };
 #define AT(field) offsetof(struct look, field)
-static const struct opt plain_opts[] = {
+static const struct opt stat_opts[] = {
+    {"timeout-s", OPT_COUNT, AT(timeout_s), "COUNT", "5",
+     "seconds to wait for the next answer of the storage"},
     KEY_OPTION(AT(key_file)),
     {"json", OPT_FLAG, AT(json), NULL, NULL, "one JSON object"},
     {NULL},
@@ -100,6 +102,7 @@ static void keep_lane(void *arg, const struct ucm_lane_info *lane)
         l->failed = 1;
         return;
     }
+    storage_answered();
     l->lanes = v;
     v += l->nlanes++;
     *v = *lane;
@@ -376,16 +379,17 @@ static void stat_totals(struct look *l, const char *dir)
     }
 }
 
-static int run_stat(void *state, unsigned n, char **operands)
+static int show_stat(void *state, const char *dir)
 {
     struct look *l = state;
-    int status = check_backend(operands[0]);
+    int status = check_backend(dir);
 
     if (!status)
-        status = walk(l, operands[0], 0, NULL);
+        status = walk(l, dir, 0, NULL);
     if (!status) {
         report_open(&l->report, stdout, l->json);
-        stat_totals(l, operands[0]);
+        stat_totals(l, dir);
+        storage_done();
         report_table(&l->report, "by_namespace", ns_columns, COUNT_OF(ns_columns));
         for (size_t i = 0; i < l->nlanes; i++) {
             struct ucm_lane_info v;
@@ -409,6 +413,12 @@ static int run_stat(void *state, unsigned n, char **operands)
     }
     free_lanes(l);
     return status;
+}
+
+static int run_stat(void *state, unsigned n, char **operands)
+{
+    const struct look *l = state;
+    return ask_storage(&(struct asking){operands[0], l->timeout_s, show_stat, state});
 }
 
 /* ---- verify ---- */
@@ -606,8 +616,10 @@ const struct verb verb_stat = {
     .about =
         "Adds up a storage backend: namespaces and what each is for, lanes, blocks, bytes, and the "
         "room left on the filesystem. Says which filesystem that is, how it is mounted if it is "
-        "NFS, and what of that is not good for a backend. Reads only; engines may be running.",
-    .opts = plain_opts,
+        "NFS, and what of that is not good for a backend. When the storage does not answer, it "
+        "says "
+        "so and ends with 2. Reads only; engines may be running.",
+    .opts = stat_opts,
     .size = sizeof(struct look),
     .min_operands = 1,
     .max_operands = 1,

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The program ucm as a user meets it: what it prints, its exit statuses, its errors.
-usage: test_tool.py UCM MAKE_STORE EXAMPLE OPTIONS_MD [unittest arguments]"""
+usage: test_tool.py UCM MAKE_STORE EXAMPLE OPTIONS_MD HANG [unittest arguments]"""
 import json
 import os
 import shutil
@@ -11,13 +11,13 @@ import time
 import unittest
 from pathlib import Path
 
-UCM, MAKE_STORE, EXAMPLE, OPTIONS_MD = (Path(p).resolve() for p in sys.argv[1:5])
+UCM, MAKE_STORE, EXAMPLE, OPTIONS_MD, HANG = (Path(p).resolve() for p in sys.argv[1:6])
 GOOD, BAD, CANNOT = 0, 1, 2
 BLOCKS, HEADER, BLOCK = 20, 4096, 65536
 
 
-def ucm(*words):
-    env = dict(os.environ, UC_LOGGER_LEVEL="error")
+def ucm(*words, **environment):
+    env = dict(os.environ, UC_LOGGER_LEVEL="error", **environment)
     return subprocess.run([UCM, *map(str, words)], capture_output=True, text=True, env=env, timeout=120)
 
 
@@ -315,6 +315,30 @@ class Store(Tool):
         self.assertEqual(state(), before)
 
 
+class Hanging(Tool):
+    """Storage of which a name cannot be opened, for ever or for a while (hang.c)."""
+
+    def setUp(self):
+        self.dir = Path(self.enterContext(tempfile.TemporaryDirectory()))
+        subprocess.run([MAKE_STORE, self.dir, str(BLOCKS)], check=True)
+
+    def stat(self, name, *options, **environment):
+        return ucm("stat", *options, self.dir, UCM_TEST_HANGS=name, LD_PRELOAD=str(HANG),
+                   ASAN_OPTIONS="verify_asan_link_order=0", **environment)
+
+    def test_stat_says_that_it_does_not_answer(self):
+        for name in ("ucm", "journal"):
+            done = self.ends(self.stat(name, "--timeout-s", 1), CANNOT, err=f"{self.dir}: the storage does not answer")
+            self.assertEqual(done.stdout, "")
+
+    def test_stat_waits_for_what_answers_slowly(self):
+        """Longer than it waits for any one answer."""
+        (lane,) = self.dir.glob("ucm/*/r*")
+        for i in range(3):
+            shutil.copytree(lane, lane.with_name(f"r7-{i}"))
+        self.ends(self.stat("journal", "--timeout-s", 5, UCM_TEST_MS="1500"), GOOD, out="lanes        4")
+
+
 class Sealed(Tool):
     """With integrity_key_file."""
     def setUp(self):
@@ -403,4 +427,4 @@ class Bench(Tool):
 
 
 if __name__ == "__main__":
-    unittest.main(argv=[sys.argv[0], *sys.argv[5:]])
+    unittest.main(argv=[sys.argv[0], *sys.argv[6:]])
