@@ -31,8 +31,8 @@
  *     ucm_load(store, map, &batch, &task);
  *     ucm_task_wait(task, UCM_RELEASED, 30000);                      // and see ucm_task_status()
  *
- * Errors     A call returns 0 or a count, or a negative errno.  Those of ucm's own making are listed
- *            in UCM_ERRORS; errors of the operating system pass unchanged.  Outputs (the parameters
+ * Errors     A call returns 0 or a count, or a negative errno.  Those of ucm's own making are
+ * listed in UCM_ERRORS; errors of the operating system pass unchanged.  Outputs (the parameters
  *            named *_p) are written only on success.  A block that is absent, damaged or late is a
  *            status of that block, never a failure of the store.
  * Ownership  const arguments are copied, or used only during the call.  Memory named by a map or
@@ -170,8 +170,8 @@ UCM_API void ucm_prefetch(ucm_store *store, const ucm_key *keys, size_t n);
  *
  * Segment i of shard s of engine block b is len bytes at segs[s * nsegs + i].base + b * stride.  The
  * segments of each shard must add up to shard_size / blocks_per_key (len 0 is a segment left out).
- * A block of the store is blocks_per_key engine blocks; in the stored shard the segments follow one
- * another, and within a segment the engine blocks.
+ * A block of the store is blocks_per_key engine blocks; in the stored shard these follow one another,
+ * and within each its segments: how an engine cuts its blocks does not change what is stored.
  */
 struct ucm_seg {
     void *base;         /* in the memory of the store's device */

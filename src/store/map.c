@@ -65,9 +65,11 @@ size_t ucm_slice_pieces(const struct ucm_xfer *x, const struct ucm_slice *s, str
     size_t n = 0;
     char *end = NULL;
     for (uint32_t sh = s->shard; sh < s->shard + s->nshards; sh++) {
-        for (unsigned i = 0; i < m->nsegs; i++) {
-            const struct ucm_seg *seg = &m->segs[(size_t)sh * m->nsegs + i];
-            for (unsigned b = 0; seg->len && b < m->blocks_per_key; b++) {
+        const struct ucm_seg *segs = &m->segs[(size_t)sh * m->nsegs];
+        for (unsigned b = 0; b < m->blocks_per_key; b++) {
+            for (const struct ucm_seg *seg = segs; seg < segs + m->nsegs; seg++) {
+                if (seg->len == 0)
+                    continue;
                 char *p = (char *)seg->base + (size_t)s->at.blocks[b] * seg->stride;
                 if (p != end) {
                     if (n < max)

@@ -21,9 +21,11 @@ MODES = {"layerwise": {"use_layerwise": True}, "async": {"use_layerwise": False}
 def geometry(layers: int = 1) -> Any:
     """Four engine blocks in a block of the store."""
     from ucm.integration.vllm.geometry import Geometry  # imports vLLM
+    from ucm.layout import Form
 
-    return Geometry(engine_tokens=ENGINE, ratio=RATIO, layers=tuple(map(str, range(layers))), page_order="HNC",
-                    shard_size=4096, block_size=4096 * layers, namespace="here", hash_seed="0")
+    return Geometry(engine_tokens=ENGINE, ratio=RATIO, layers=tuple(map(str, range(layers))),
+                    form=Form("HNC", apart=False), shard_size=4096, block_size=4096 * layers, namespace="here",
+                    hash_seed="0")
 
 
 class Table:

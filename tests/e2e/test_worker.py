@@ -7,7 +7,7 @@ from array import array
 
 import pytest
 import torch
-from support import RATIO, geometry
+from support import ENGINE, RATIO, geometry
 from ucm.integration.vllm.messages import NULL_BLOCK, Step, StepResult, Transfer
 from ucm.integration.vllm.pace import SHORTEST_MS
 from ucm.integration.vllm.worker import IO_BYTES, LATE_MS, WorkerSide
@@ -347,6 +347,23 @@ def test_an_idle_engine_sleeps_until_a_load_ends():
     w.step(loads=[transfer("a", 0, 1)])
     assert w.step(idle=True)[1] == {"a"}
     assert w.store.loads[0][3].waits == 1
+
+
+@pytest.mark.parametrize("tensors, form", [
+    ([torch.zeros(1000, ENGINE, 2, 16, dtype=torch.uint8).transpose(1, 2)], "NHC"),
+    ([torch.zeros(1000, ENGINE, 2, 8, dtype=torch.uint8)] * 2, "NHC, K and V apart"),
+    ([torch.zeros(2, 1000, 2, ENGINE, 8, dtype=torch.uint8)], "HNC, K and V apart"),
+    ([torch.zeros(1000, 2, ENGINE, 16, dtype=torch.uint8)], None)])
+def test_tensors_in_another_form_than_the_scheduler_thinks_are_refused(tensors, form):
+    from ucm.integration.vllm.geometry import Unsupported
+
+    given = tensors[0] if len(tensors) == 1 else tuple(t.clone() for t in tensors)
+    side = WorkerSide(geometry(), FakeStore(), 1000, False, 10)
+    if form is None:
+        side.register({"0": given})
+        return
+    with pytest.raises(Unsupported, match=f"are {form}, vLLM's configuration says HNC: this attention backend"):
+        side.register({"0": given})
 
 
 def test_graphs_of_whole_steps_only_where_no_layer_waits():

@@ -137,7 +137,7 @@ static uint8_t *reach(const struct ts_mem *m, const struct ucm_seg *seg, uint32_
 }
 
 /* Fills (right == NULL) or checks the shards of an entry.  The bytes of a stored shard, as ucm.h
- * has it: segment after segment, and within a segment engine block after engine block. */
+ * has it: engine block after engine block, and within each segment after segment. */
 static void visit(const struct ts_mem *m, size_t entry, const ucm_key *key, unsigned shard,
                   unsigned nshards, bool *right)
 {
@@ -147,9 +147,9 @@ static void visit(const struct ts_mem *m, size_t entry, const ucm_key *key, unsi
     ts_mem_blocks(m, entry, blocks);
     for (unsigned s = shard; s < shard + nshards; s++) {
         size_t off = 0;
-        for (unsigned i = 0; i < sh->nsegs; i++) {
-            const struct ucm_seg *seg = &m->segs[s * sh->nsegs + i];
-            for (unsigned b = 0; b < sh->blocks_per_key; b++) {
+        for (unsigned b = 0; b < sh->blocks_per_key; b++) {
+            for (unsigned i = 0; i < sh->nsegs; i++) {
+                const struct ucm_seg *seg = &m->segs[s * sh->nsegs + i];
                 uint8_t *p = reach(m, seg, blocks[b]);
                 if (!right)
                     ts_fill(key, s, off, p, seg->len);

@@ -23,6 +23,7 @@ V1 = "vllm.distributed.kv_transfer.kv_connector.v1"
 REAL = {f"{V1}.base", f"{V1}.metrics", "vllm.v1.outputs", "vllm.v1.kv_cache_interface", "vllm.v1.kv_cache_layout",
         "vllm.v1.kv_cache_spec_registry", "vllm.v1.core.sched.output", "vllm.v1.metrics.cache_hit_source",
         "vllm.utils.math_utils", "vllm.distributed.kv_events",
+        "vllm.v1.attention.backends.cpu_attn", "vllm.v1.attention.backends.triton_attn",
         "vllm.v1.kv_offload.base", "vllm.v1.kv_offload.config",
         "vllm.v1.kv_offload.file_mapper", "vllm.v1.kv_offload.tiering.base",
         "vllm_ascend.distributed.kv_transfer.kv_pool.ucm_connector"}

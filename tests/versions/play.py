@@ -67,13 +67,14 @@ class Engine:
     """One life: a scheduler and one worker.  caches: layer -> tensors, one or several.  connector: a class
     around ours."""
 
-    def __init__(self, directory: Path, caches: dict[str, list[np.ndarray]], connector: type | None = None):
+    def __init__(self, directory: Path, caches: dict[str, list[np.ndarray]], connector: type | None = None,
+                 device_type: str = "cpu"):
         from ucm.integration.vllm.ucm_connector import UCMConnector
         from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorBase_V1, KVConnectorRole
 
         self.caches = caches
         self._has = set(dir(KVConnectorBase_V1))
-        config, kv = self._config(directory), self._kv_config()
+        config, kv = self._config(directory, device_type), self._kv_config()
         make_one = connector or UCMConnector
         self.worker = make_one(config, KVConnectorRole.WORKER, kv)
         self.scheduler = make_one(config, KVConnectorRole.SCHEDULER, kv_cache_config=kv)
@@ -81,7 +82,7 @@ class Engine:
         self.worker.register_kv_caches({n: t if len(t) > 1 else t[0] for n, t in tensors.items()})
 
     @staticmethod
-    def _config(directory: Path) -> Any:
+    def _config(directory: Path, device_type: str) -> Any:
         model = SimpleNamespace(hf_config=SimpleNamespace(to_dict=lambda: {"layers": LAYERS}), dtype="float32",
                                 quantization=None, model="none", revision=None)
         extra = {"storage_backends": str(directory), "store_pipeline": "Posix", "posix_segment_mb": 1,
@@ -91,7 +92,7 @@ class Engine:
             model_config=model,
             parallel_config=SimpleNamespace(tensor_parallel_size=1, pipeline_parallel_size=1, world_size=1, rank=0),
             cache_config=SimpleNamespace(prefix_caching_hash_algo="sha256", cache_dtype="auto"),
-            device_config=SimpleNamespace(device_type="cpu"), speculative_config=None,
+            device_config=SimpleNamespace(device_type=device_type), speculative_config=None,
             kv_events_config=SimpleNamespace(enable_kv_cache_events=True))
 
     def _kv_config(self) -> Any:

@@ -5,6 +5,7 @@ with strides of its own.  (The memory is the host's: an NPU's is refused so far.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import imitation
@@ -29,17 +30,19 @@ def caches() -> dict[str, list[np.ndarray]]:
 
 
 def wrapper() -> type:
-    import vllm.v1.attention.backends.utils as utils
+    from ucm.integration.vllm import device
     from vllm_ascend.distributed.kv_transfer.kv_pool.ucm_connector import UCMConnectorV1
 
-    utils.get_kv_cache_layout = lambda: "NHD"
+    device.settle = lambda conf, device_type, moves: conf.set("device", "host")
+    marks = device.Marks
+    device.Marks = lambda device_type: marks("cpu")
     return UCMConnectorV1
 
 
 def lives(directory: Path) -> list[int]:
     request, hits = play.Request("a", 4 * CHUNK + 40), []
     for blocks in (list(range(3, 21)), list(range(20, 2, -1))):
-        engine = play.Engine(directory, caches(), wrapper())
+        engine = play.Engine(directory, caches(), wrapper(), device_type="npu")
         hit, output = engine.ask(request, blocks)
         assert play.right(engine, request, blocks, hit) and not output.invalid_block_ids
         assert engine.scheduler.get_kv_connector_stats() is None
@@ -56,6 +59,25 @@ def ascend(archive):
 
 def test_a_life_and_a_restart(ascend, tmp_path):
     assert ascend(lives, tmp_path) == [0, 4 * CHUNK]
+
+
+def namespaces(directory: Path) -> list[dict]:
+    """Of an NPU and of a GPU."""
+    import vllm.v1.attention.backends.utils as utils
+    from ucm.integration.vllm.geometry import derive
+
+    utils.get_kv_cache_layout = lambda: "NHD"
+    engine = play.Engine.__new__(play.Engine)
+    engine.caches = caches()
+    return [json.loads(derive(engine._config(directory, device_type), engine._kv_config(), CHUNK, "model").namespace)
+            for device_type in ("npu", "cuda")]
+
+
+@pytest.mark.parametrize("version, differ", [("0.23.0", set()), ("0.27.1", {"layout"})])
+def test_a_gpu_loads_what_an_npu_stores_if_it_keeps_k_and_v_apart_too(imitated, tmp_path, version, differ):
+    npu, gpu = imitated(version, namespaces, tmp_path)
+    assert npu["layout"] == "NHC, K and V apart, unpacked"
+    assert {key for key in npu if npu[key] != gpu[key]} == differ
 
 
 def two_arguments(directory: Path) -> str:

@@ -47,6 +47,26 @@ def test_a_hook_that_is_not_known_is_one_of_a_newer_version(imitated, version):
     assert strangers <= set(imitated(NEWEST, interface)["base"])
 
 
+def forms() -> list[str]:
+    """Of a block, on a CPU, a GPU and an NPU; and of a latent."""
+    from ucm.integration.vllm import compat
+    from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, MLAAttentionSpec
+
+    kv = play.make(KVCacheConfig, kv_cache_layout="LBHNC")
+    many = play.make(FullAttentionSpec, block_size=32, num_kv_heads=2, head_size=32, dtype="float32")
+    latent = play.make(MLAAttentionSpec, block_size=32, num_kv_heads=1, head_size=32, dtype="float32")
+    return [str(compat.form(device, kv, spec)) for device, spec in (("cpu", many), ("cuda", many), ("npu", many),
+                                                                     ("cuda", latent), ("npu", latent))]
+
+
+@every_version
+def test_engines_that_keep_blocks_in_another_form_say_so(imitated, version):
+    """Else one would load what the other has stored, under the same name."""
+    side, apart = "HNC", "HNC, K and V apart"
+    assert imitated(version, forms) == [apart if version < "0.23" else side, apart if version < "0.27" else side,
+                                        "NHC, K and V apart", "NC", "NC, K and V apart"]
+
+
 # ---- a whole life ----
 
 def caches(version: str) -> dict[str, list]:

@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Set
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from vllm.distributed.kv_transfer.kv_connector.v1 import base
+
+from ucm.layout import Form
 
 try:
     from vllm.v1.metrics.cache_hit_source import CacheHitSource
@@ -20,7 +23,7 @@ except ImportError:  # before 0.32
 
 if TYPE_CHECKING:
     from vllm.config import CacheConfig, KVTransferConfig, ParallelConfig, VllmConfig
-    from vllm.v1.kv_cache_interface import KVCacheConfig, KVCacheGroupSpec
+    from vllm.v1.kv_cache_interface import AttentionSpec, KVCacheConfig
     from vllm.v1.outputs import KVConnectorOutput
 
 RANDOM_SEED = "random"  # of block hashes: they differ from process to process
@@ -87,14 +90,26 @@ def block_removed(**fields: Any) -> Any:
     return _event(BlockRemoved, fields)
 
 
-def page_order(kv_cache_config: KVCacheConfig) -> str:
-    """Of heads, tokens and content within a layer's block: "HNC" or "NHC"."""
-    layout = getattr(kv_cache_config, "kv_cache_layout", None)
-    if layout is not None:
-        return "".join(c for c in layout if c in "HNC")
-    from vllm.v1.attention.backends.utils import get_kv_cache_layout  # before 0.30
+def form(device_type: str, kv_cache_config: KVCacheConfig, spec: AttentionSpec) -> Form:
+    """Of a layer's block."""
+    if device_type == "npu":  # vllm-ascend's tensors do not follow vLLM's layout
+        order, apart = "NHC", True
+    elif (layout := getattr(kv_cache_config, "kv_cache_layout", None)) is not None:
+        order, apart = "".join(c for c in layout if c in "HNC"), False
+    else:  # before 0.30
+        from vllm.v1.attention.backends.utils import get_kv_cache_layout
 
-    return {"HND": "HNC", "NHD": "NHC"}[get_kv_cache_layout()]
+        order = {"HND": "HNC", "NHD": "NHC"}[get_kv_cache_layout()]
+        apart = type(spec).__name__ != "MLAAttentionSpec" and _apart(device_type)
+    return Form(order if spec.num_kv_heads > 1 else None, apart)
+
+
+def _apart(device_type: str) -> bool:
+    """Whether this version's attention keeps K and V apart: [2, blocks, ...] or [blocks, 2, ...].  All backends of a
+    platform agree, and those that do not are refused when their tensors are seen."""
+    name, backend = {"cpu": ("cpu_attn", "CPU")}.get(device_type, ("triton_attn", "Triton"))
+    module = import_module(f"vllm.v1.attention.backends.{name}")
+    return len(getattr(module, f"{backend}AttentionBackend").get_kv_cache_shape(1, 32, 2, 32)) == 5
 
 
 def hash_seed(algorithm: str) -> str:

@@ -19,6 +19,7 @@ import torch
 from vllm.v1.kv_cache_interface import UniformTypeKVCacheSpecs
 
 from ucm.integration.vllm import compat, device
+from ucm.layout import Form, Layout
 
 if TYPE_CHECKING:
     from vllm.config import ModelConfig, ParallelConfig, SpeculativeConfig, VllmConfig
@@ -43,7 +44,7 @@ class Geometry:
     engine_tokens: int  # in an engine block
     ratio: int  # engine blocks in a block of the store
     layers: tuple[str, ...]  # of all groups; a shard is one of each
-    page_order: str  # of heads, tokens and content within an engine block: "HNC" or "NHC"
+    form: Form  # of what an engine block holds
     shard_size: int
     block_size: int
     namespace: str
@@ -55,6 +56,7 @@ class Geometry:
     stages: int = 1
     windows: tuple[int, ...] = (0,)  # of each group: how many tokens a token sees, itself too; 0: all before it
     hash_tokens: int = 0  # in one of vLLM's block hashes; 0: as in an engine block
+    page_tokens: int = 0  # of an engine block, in this rank's tensors; 0: all
 
     @property
     def block_tokens(self) -> int:
@@ -94,7 +96,8 @@ def derive(vllm_config: VllmConfig, kv_cache_config: KVCacheConfig, chunk_tokens
     windows = tuple(_window(group.kv_cache_spec) for group in groups)
     layers = [group.layer_names for group in groups]
     shard_size = spec.real_page_size_bytes * ratio
-    page_order = compat.page_order(kv_cache_config)
+    device_type = vllm_config.device_config.device_type
+    form = compat.form(device_type, kv_cache_config, spec)
     algorithm = str(vllm_config.cache_config.prefix_caching_hash_algo)
     seed = compat.hash_seed(algorithm)
     model = vllm_config.model_config
@@ -114,7 +117,7 @@ def derive(vllm_config: VllmConfig, kv_cache_config: KVCacheConfig, chunk_tokens
         "kv_heads": spec.num_kv_heads,
         "head_size": spec.head_size,
         "layer_bytes": spec.real_page_size_bytes,
-        "layout": f"{page_order} {packing(vllm_config.device_config.device_type)}",
+        "layout": f"{form}, {packing(device_type)}",
         "ranks": place.width // copies,
         "tokens_over": place.tokens_over,
         "stage": f"{place.stage} of {place.stages}",
@@ -124,7 +127,7 @@ def derive(vllm_config: VllmConfig, kv_cache_config: KVCacheConfig, chunk_tokens
         engine_tokens=engine_tokens,
         ratio=ratio,
         layers=tuple(name for names in layers for name in names),
-        page_order=page_order,
+        form=form,
         shard_size=shard_size,
         block_size=shard_size * max(map(len, layers)),
         namespace=json.dumps(identity, sort_keys=True, separators=(",", ":")),
@@ -136,6 +139,7 @@ def derive(vllm_config: VllmConfig, kv_cache_config: KVCacheConfig, chunk_tokens
         stages=place.stages,
         windows=windows,
         hash_tokens=compat.hash_tokens(vllm_config.cache_config, engine_tokens),
+        page_tokens=spec.block_size,
     )
 
 
@@ -154,24 +158,19 @@ class _Place:
         self.tokens_over = f"{self.token_shards} by {interleave}" if self.token_shards > 1 else "1"
 
 
-def check_tensors(geometry: Geometry, layers: list[Any], nshards: int, layer_bytes: int) -> None:
+def check_tensors(geometry: Geometry, layout: Layout) -> None:
     """The worker's tensors are what the specs promised, or the engine must not start: blocks would be
     stored under the name of another layout."""
     promised = geometry.block_size // geometry.shard_size
-    if nshards != promised or layer_bytes * geometry.ratio != geometry.shard_size:
+    if layout.nshards != promised or layout.shard_size * geometry.ratio != geometry.shard_size:
         raise Unsupported(
-            f"the KV cache tensors hold {nshards} layers of {layer_bytes} bytes for {geometry.engine_tokens} "
-            f"tokens, vLLM's KV cache specs say {promised} of "
+            f"the KV cache tensors hold {layout.nshards} layers of {layout.shard_size} bytes for "
+            f"{geometry.engine_tokens} tokens, vLLM's KV cache specs say {promised} of "
             f"{geometry.shard_size // geometry.ratio}: this attention backend is not supported yet")
-    for t in (t for layer in layers for t in (layer if isinstance(layer, (tuple, list)) else [layer])):
-        if t.dim() == 4 and t.shape[1] > 1 and t.shape[2] > 1:
-            # [block, heads, tokens, content] but on Ascend, which has tokens before heads.
-            tokens_first = t.shape[1] == geometry.engine_tokens != t.shape[2]
-            order = "HNC" if (t.stride(1) > t.stride(2)) != tokens_first else "NHC"
-            if order != geometry.page_order:
-                raise Unsupported(
-                    f"the KV cache tensors are in {order} order, vLLM's configuration says "
-                    f"{geometry.page_order}: this attention backend is not supported yet")
+    for form in layout.forms:
+        if form.apart != geometry.form.apart or form.order not in (None, geometry.form.order):
+            raise Unsupported(f"the KV cache tensors are {form}, vLLM's configuration says {geometry.form}: "
+                              "this attention backend is not supported yet")
 
 
 def _check_supported(vllm_config: VllmConfig, kv_cache_config: KVCacheConfig) -> None:

@@ -73,8 +73,8 @@ class WorkerSide:
 
     def register(self, kv_caches: dict[str, torch.Tensor]) -> None:
         tensors = {name: kv_caches[name] for name in self._geo.layers}
-        layout = from_kv_caches(tensors, self._num_blocks)
-        geo.check_tensors(self._geo, list(tensors.values()), layout.nshards, layout.shard_size)
+        layout = from_kv_caches(tensors, self._num_blocks, self._geo.page_tokens or self._geo.engine_tokens)
+        geo.check_tensors(self._geo, layout)
         self._map = self._store.map(layout.segments, self._geo.ratio, self._num_blocks)
         self._tensors = tensors  # the map has addresses only
         self._shard_of = layout.shard_of
