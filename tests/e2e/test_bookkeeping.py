@@ -224,6 +224,12 @@ def test_a_load_may_take_twice_as_long_as_computing(clock):
     assert s.step().patience_ms == pytest.approx(2 * BLOCK)
 
 
+def test_where_a_failed_load_fails_its_request_none_is_given_up_for_being_slow(clock):
+    s = Scheduler(recomputes=False)
+    prefill(s, "a", 1000, 1.0, clock)
+    assert s.step().patience_ms == 0
+
+
 def test_what_a_prompt_waits_for_its_load_is_no_computing(clock):
     s, r = Scheduler(), Request("a", 1000)
     s.store.put(r, range(2))

@@ -44,6 +44,7 @@ class Policy:
     loads: bool
     saves: bool
     asynchronous: bool
+    recomputes: bool = True  # a load that fails costs computing; else vLLM fails its request
     delivers: bool = False  # a producer: what it answers for must be in the storage, for others to load
     dram: bool = True  # whether the first tier is DRAM
     persist_token_threshold: int = 0
@@ -296,7 +297,8 @@ class SchedulerSide:
                 t.owed = 0
         step = Step(self._seq, self._acked, self._loads, preempted=frozenset(out.preempted_req_ids or ()),
                     idle=out.total_num_scheduled_tokens == 0)
-        step.patience_ms = self._pace.ms_per_token * self._geo.block_tokens
+        if self._policy.recomputes:  # else a load is not given up for being slow
+            step.patience_ms = self._pace.ms_per_token * self._geo.block_tokens
         if not self._unsettled:
             self._settle_finished(step)
         step.held = frozenset(self._held)

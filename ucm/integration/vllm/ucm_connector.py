@@ -84,7 +84,7 @@ class UCMConnector(KVConnectorBase_V1, compat.SupportsHMA):
                         geometry.block_size, geometry.namespace)
             if policy.loads and conf.get("use_lite") != "true":
                 self._strangers = Strangers(conf.get("storage_backends"), geometry.namespace)
-            if policy.loads and compat.failure_policy(vllm_config.kv_transfer_config) == "fail":
+            if policy.loads and not policy.recomputes:
                 logger.warning("kv_load_failure_policy is \"fail\", vLLM's default: a block that cannot be loaded "
                                "fails its request. Give \"kv_load_failure_policy\": \"recompute\" beside kv_role.")
             if geometry.hash_seed == compat.RANDOM_SEED:
@@ -280,6 +280,7 @@ def _policy(conf: ucm.Conf, vllm_config: VllmConfig, geometry: geo.Geometry) -> 
         asynchronous=(conf.get("use_layerwise") != "true" or not compat.CAN_EVICT or not geometry.plain
                       or geo.drafts(vllm_config.speculative_config)
                       or (lockstep and not compat.WORKERS_ANSWER)),
+        recomputes=compat.failure_policy(vllm_config.kv_transfer_config) != "fail",
         delivers=role == "kv_producer",
         dram=conf.get("store_pipeline").startswith("Cache"),
         persist_token_threshold=int(conf.get("persist_token_threshold")),
