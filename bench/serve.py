@@ -38,7 +38,8 @@ def start(args, work: Path, model: Path, tokenizer: Path, name: str) -> Server:
         "enable_event_sync": True, "use_layerwise": True}))
     return Server(
         model, work / f"{name}.log",
-        {**UCM, "kv_role": "kv_both", "kv_connector_extra_config": {"UCM_CONFIG_FILE": str(config)}},
+        {**UCM, "kv_role": "kv_both", "kv_load_failure_policy": "recompute",
+         "kv_connector_extra_config": {"UCM_CONFIG_FILE": str(config)}},
         "--tokenizer", tokenizer, "--data-parallel-size", args.data_parallel_size, "--tensor-parallel-size", 1,
         "--seed", 1024, "--max-model-len", 17000, "--max-num-batched-tokens", 8000, "--max-num-seqs", 20)
 

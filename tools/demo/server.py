@@ -34,10 +34,11 @@ def free_port() -> int:
         return s.getsockname()[1]
 
 
-def ask(port: int, method: str, target: str, body: dict | None = None) -> tuple[int, str]:
+def ask(port: int, method: str, target: str, body: dict | None = None,
+        headers: dict[str, str] = {}) -> tuple[int, str]:
     """Status and body of the answer."""
     with contextlib.closing(http.client.HTTPConnection(HERE, port, timeout=ANSWER_S)) as connection:
-        connection.request(method, target, body and json.dumps(body), {"Content-Type": "application/json"})
+        connection.request(method, target, body and json.dumps(body), {"Content-Type": "application/json", **headers})
         response = connection.getresponse()
         return response.status, response.read().decode()
 
@@ -52,13 +53,15 @@ class Failed(RuntimeError):
     """The server said so, or broke off."""
 
 
-def complete(port: int, model: Path, prompt: list[int], tokens: int = 8, stream: bool = False) -> Answer:
-    """The greedy answer to a prompt of token ids, or Failed."""
+def complete(port: int, model: Path, prompt: list[int], tokens: int = 8, stream: bool = False,
+             rank: int | None = None) -> Answer:
+    """The greedy answer to a prompt of token ids, or Failed.  rank: which engine of data parallelism is to give it."""
     try:
         status, text = ask(port, "POST", "/v1/completions", {
             "model": str(model), "prompt": prompt, "max_tokens": tokens, "temperature": 0, "ignore_eos": True,
             "return_token_ids": True, "stream": stream,
-            **({"stream_options": {"include_usage": True}} if stream else {})})
+            **({"stream_options": {"include_usage": True}} if stream else {})},
+            {} if rank is None else {"X-data-parallel-rank": str(rank)})
     except (OSError, http.client.HTTPException) as e:
         raise Failed(f"{type(e).__name__}") from e
     if status != 200:
