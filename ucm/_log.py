@@ -26,6 +26,7 @@ def _to_logging(level, line):
 
 
 _sink = _to_logging
+_asked = None  # the level in UC_LOGGER_LEVEL
 _level = INFO
 _thread = None
 _used = False  # the core has been used, so lines may come at any time
@@ -86,6 +87,18 @@ def log_to(sink, level=INFO):
         _start()
 
 
+def share(other):
+    """Lines appear among those of another logger, as an engine's.  What UC_LOGGER_LEVEL asks for and that logger holds
+    back is the user's wish still: then those of the core go to standard error, all of them, so none comes twice."""
+    if _sink is not _to_logging or _logger.handlers:
+        return  # somebody has said where they are to go
+    if other.handlers:
+        _logger.handlers, _logger.propagate = other.handlers, False
+        _logger.setLevel(other.level)
+    if _asked is not None and not _logger.isEnabledFor(_LOGGING[_asked]):
+        log_to(None, _asked)
+
+
 def _level_named(name):
     try:
         return _LEVELS[name.lower()]
@@ -102,12 +115,13 @@ def _after_fork():
 
 
 def _begin():
-    global _level
-    name = os.environ.get("UC_LOGGER_LEVEL") or os.environ.get("UCM_LOG_LEVEL") or "info"
+    global _asked, _level
+    name = os.environ.get("UC_LOGGER_LEVEL") or os.environ.get("UCM_LOG_LEVEL")
     try:
-        _level = _level_named(name)
+        _asked = _level_named(name) if name else None
     except ValueError as e:
         _logger.warning("UC_LOGGER_LEVEL: %s; using info", e)
+    _level = INFO if _asked is None else _asked
     _ucm.log_hook(_start)
     os.register_at_fork(after_in_child=_after_fork)
     atexit.register(_stop)

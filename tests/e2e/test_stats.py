@@ -245,6 +245,20 @@ def test_prometheus_configuration():
     assert job["static_configs"][0]["targets"]
 
 
+def test_each_transfer_is_in_the_log_when_asked_for(deploy):
+    """In the format that is documented, though vLLM's own log goes to INFO only."""
+    d = deploy()
+    with d.life(environment={"UC_LOGGER_LEVEL": "debug"}) as life:
+        life.call("ask", [prompt(2 * BLOCK + 50, 1)])
+        life.call("save")
+    said = life.log.read_text()
+    for tier, operation in (("Cache", "DUMP"), ("Posix", "Cache2Backend")):
+        for end in ("dispatching", r"finished, cost [\d.]+ms"):
+            line = rf"{tier} task\(\d+,{operation},2,\d+\) {end}\."
+            framed = re.findall(rf"^\[.*\]\[UC\]\[D\] {line} \[{life.pid},\d+\]$", said, re.M)
+            assert len(re.findall(line, said)) == 1 and len(framed) == 1
+
+
 def test_beside_another_connector(deploy):
     """MultiConnector hands statistics on by the name of the class, and ends the process that does not know it."""
     d = deploy(metrics_config_path=str(YAML))

@@ -123,6 +123,32 @@ def test_level_from_the_environment():
     assert "UC_LOGGER_LEVEL" in run(code, UC_LOGGER_LEVEL="loud").stderr
 
 
+@pytest.mark.parametrize("engines, asked, frame, transfers", [
+    ("INFO", "debug", "[UC][W] ", 1), ("DEBUG", "debug", "an engine's: ", 1), ("INFO", "", "an engine's: ", 0),
+    ("WARNING", "", "an engine's: ", 0), ("WARNING", "warn", "an engine's: ", 0)])
+def test_beside_an_engine_all_that_was_asked_for_is_said_once(tmp_path, engines, asked, frame, transfers):
+    """By the engine's logger if that shows it, or else by our own means."""
+    code = f"""
+import logging, numpy, ucm
+from ucm import _log
+engine, to = logging.getLogger("engine"), logging.StreamHandler()
+to.setFormatter(logging.Formatter("an engine's: %(message)s"))
+engine.addHandler(to)
+engine.setLevel("{engines}")
+engine.propagate = False
+_log.share(engine), _log.share(engine)
+ucm.Conf({{"posix_gc_enable": True}})
+memory = numpy.zeros(4096, numpy.uint8)
+with ucm.Store({{"store_pipeline": "Posix", "storage_backends": {str(tmp_path)!r}, "posix_segment_mb": 1,
+                "block_size": 4096}}) as store:
+    store.dump(store.map([[(memory.ctypes.data, 4096, 4096)]], 1, 1), bytes(16), memory[:4].view("u4")).wait("stored")
+"""
+    said = run(code, UC_LOGGER_LEVEL=asked).stderr
+    (warning,) = [line for line in said.splitlines() if "posix_gc_enable" in line]
+    assert frame in warning, said
+    assert said.count("Posix task(") == 2 * transfers, said
+
+
 def test_a_pool_on_a_disk_is_warned_of(tmp_path):
     kind = subprocess.run(["stat", "-f", "-c", "%T", tmp_path], capture_output=True, text=True, check=True).stdout.strip()
     for directory, on_disk in ((tmp_path, kind not in ("tmpfs", "ramfs", "hugetlbfs")), ("/dev/shm", False)):

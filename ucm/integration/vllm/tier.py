@@ -26,7 +26,7 @@ from vllm.v1.kv_offload.file_mapper import FileMapper
 from vllm.v1.kv_offload.tiering.base import JobResult, SecondaryTierManager, TransferJob
 
 import ucm
-from ucm import config
+from ucm import _log, config
 from ucm.integration.vllm import geometry
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ class UcmTier(SecondaryTierManager):
                  backpressure_detector: Any = None, locality: str | None = None, **options: Any):
         extra = {} if backpressure_detector is None else {"backpressure_detector": backpressure_detector}
         super().__init__(offloading_spec, primary_kv_view, tier_type, **extra)  # not known to 0.30
+        _log.share(logging.getLogger("vllm"))
         self.locality = None if locality is None else Locality(locality)
         rows, size = primary_kv_view.shape
         # DRAM is above already: what is not said otherwise is storage alone.

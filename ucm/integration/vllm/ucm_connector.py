@@ -18,7 +18,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorBase_V1
 from vllm.logger import init_logger
 
 import ucm
-from ucm import config
+from ucm import _log, config
 from ucm.integration.vllm import compat, device
 from ucm.integration.vllm import geometry as geo
 from ucm.integration.vllm.lite import LiteSide
@@ -53,7 +53,7 @@ class UCMConnector(KVConnectorBase_V1, compat.SupportsHMA):
     def __init__(self, vllm_config: VllmConfig, role: KVConnectorRole,
                  kv_cache_config: KVCacheConfig | None = None):
         super().__init__(vllm_config, role, kv_cache_config)
-        _share_log()
+        _log.share(logging.getLogger("vllm"))
         conf = config.from_extra_config(vllm_config.kv_transfer_config.kv_connector_extra_config)
         geometry = geo.derive(vllm_config, kv_cache_config, int(conf.get("chunk_tokens")),
                               conf.get("model_id"))
@@ -258,14 +258,6 @@ try:
     KVConnectorFactory.register_connector(UCMConnector.__name__, __name__, UCMConnector.__name__)
 except ValueError:
     pass  # somebody else's of that name, as a wrapper of this one
-
-
-def _share_log() -> None:
-    """What the core says appears among vLLM's own lines."""
-    core, vllm = logging.getLogger("ucm"), logging.getLogger("vllm")
-    if not core.handlers:
-        core.handlers, core.propagate = vllm.handlers, False
-        core.setLevel(vllm.level)
 
 
 def _policy(conf: ucm.Conf, vllm_config: VllmConfig, geometry: geo.Geometry) -> Policy:
