@@ -10,7 +10,7 @@
  *
  *     wrong          a load that ended well with other bytes than were dumped
  *     over_capacity  samples of the directory above posix_capacity_gb
- *     leaked         memory, descriptors and segment files that are nobody's; slots of DRAM
+ *     leaked         memory, descriptors, segment files and slots of DRAM that are nobody's
  *     lost           blocks reported stored that are gone, in weather that cannot touch them; new
  *                    blocks that cannot be dumped in clear weather; tasks refused for no reason
  *
@@ -32,6 +32,8 @@
 #include "alloc.h"
 #include "crash.h"
 #include "fault.h"
+#include "slots.h"
+#include "store/store.h"
 #include "support.h"
 
 enum {
@@ -41,7 +43,8 @@ enum {
     ENTRIES = 48,
     MAX_BLOCKS = 1200,
     ROUNDS = 120,
-    FRESH = 1000000, /* numbers of blocks dumped in clear weather */
+    FRESH = 1000000,   /* numbers of blocks dumped in clear weather */
+    SETTLE_MS = 10000, /* storage that hung has come back, and what was waiting for it is over */
     MAX_FATES = 1024,
     CRASHES = 10
 };
@@ -111,7 +114,8 @@ static void clear_weather(void)
 
 /* ---- counts ---- */
 
-static uint64_t wrong, over_capacity, leaked, lost, crashes, lives[2][NWEATHERS], blocks_right;
+static uint64_t wrong, over_capacity, leaked, lost, crashes, lives[2][NWEATHERS], blocks_right,
+    slots_had;
 static uint64_t seed, this_life;
 static bool verbose;
 
@@ -383,12 +387,40 @@ static bool one_round(struct life *l, struct play *p)
     return any;
 }
 
-/* Opening may fail too: in bad weather it is tried again. */
+/* A member of the store's pool that does nothing, so that the pool outlives the storm.  NULL: bad
+ * weather. */
+static struct ucmi_pool *join_pool(const ucm_store *store)
+{
+    static struct ucm_counters counters;
+    struct ucmi_pool_spec spec = {
+        .dir = dirs[DIR_POOL], .block_size = BLOCK, .shard_size = SHARD, .counters = &counters};
+    struct ucmi_pool *pool = NULL;
+    char why[256];
+    memcpy(spec.ns, store->geo.ns, sizeof spec.ns);
+    return ucmi_pool_open(&spec, &pool, why, sizeof why) ? NULL : pool;
+}
+
+/* A store that was closed over hanging storage holds its slots until that comes back. */
+static void check_slots(struct ucmi_pool *pool)
+{
+    uint64_t until = ts_now_ms() + SETTLE_MS;
+    size_t kept;
+    while ((kept = ts_slots_kept(pool)) && ts_now_ms() < until)
+        usleep(1000);
+    complain(&leaked, kept, "%zu slots of DRAM are kept", kept);
+    slots_had += pool->layout.nslots;
+    ucmi_pool_close(pool);
+}
+
+/* Opening may fail too: in bad weather it is tried again.  Until some round the last to leave
+ * removes the pool. */
 static void storm(struct life *l)
 {
     struct play p[2] = {{NULL}};
     unsigned n = l->weather == CRASH ? 1 : 1 + (unsigned)ts_below(&l->dice, 2);
     unsigned rounds = l->weather == CRASH ? ROUNDS / 3 : ROUNDS;
+    unsigned joins = l->cache ? (unsigned)ts_below(&l->dice, rounds / 2) : rounds;
+    struct ucmi_pool *pool = NULL;
     struct ts_opts o = l->opts;
     ts_opt(&o, "timeout_ms", "%d", l->weather == CALM || l->weather == CRASH ? 30000 : 40);
 
@@ -399,6 +431,8 @@ static void storm(struct life *l)
         struct play *at = &p[ts_below(&l->dice, n)];
         if (!at->store && play_open(at, &o, at == p ? 0 : 1) < 0)
             continue;
+        if (!pool && i >= joins)
+            pool = join_pool(at->store);
         /* Closed and opened again in the middle of it, and where a store would now pause. */
         if (!one_round(l, at) || ts_below(&l->dice, 40) == 0)
             play_close(at);
@@ -406,6 +440,8 @@ static void storm(struct life *l)
     for (unsigned i = 0; i < n; i++)
         play_close(&p[i]);
     clear_weather();
+    if (pool)
+        check_slots(pool);
 }
 
 /* ---- afterwards ---- */
@@ -547,7 +583,7 @@ static void crash_cases(struct life *l)
 /* A store that was closed over hanging storage gives its memory back when that comes back. */
 static void settle(int64_t had)
 {
-    uint64_t until = ts_now_ms() + 10000;
+    uint64_t until = ts_now_ms() + SETTLE_MS;
     while (alloc_live() > had && ts_now_ms() < until)
         usleep(1000);
 }
@@ -624,8 +660,8 @@ static void print_table(double seconds)
         for (unsigned w = 0; w < NWEATHERS; w++)
             printf("%12llu", (unsigned long long)lives[cache][w]);
     }
-    printf("\n\n%llu blocks came back right in %.0f s\n", (unsigned long long)blocks_right,
-           seconds);
+    printf("\n\n%llu blocks came back right, and %llu slots of DRAM, in %.0f s\n",
+           (unsigned long long)blocks_right, (unsigned long long)slots_had, seconds);
 }
 
 int main(int argc, char **argv)
