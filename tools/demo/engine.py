@@ -146,6 +146,10 @@ class Engine:
         for task, *_ in get_kv_transfer_group()._worker._saving:
             task.wait("stored", 60000)
 
+    def reset(self, connector: bool) -> bool:
+        """vLLM's own prefix cache, and what the connector has."""
+        return self.llm.reset_prefix_cache(reset_connector=connector)
+
     def metrics(self) -> dict[str, float]:
         """vLLM's counters; the label that tells sources apart is part of the name."""
         out: dict[str, float] = {}
