@@ -14,7 +14,6 @@ from pd import BLOCK, OPTIONS, PROXY, TOKENS
 from server import HERE, Proxy, Server, complete, free_port
 
 LENGTHS = (500, 1300)
-ALIKE = "--disable-hybrid-kv-cache-manager"  # NIXL wants both sides to manage their blocks in the same way
 MODULES = os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])
 TRANSFERS = {  # name: the connector, the engines' environment, the variable that names a port, what the proxy is told
     "mooncake": ({"kv_connector": "MooncakeConnector", "kv_connector_module_path": "mooncake_on_cpu",
@@ -39,7 +38,7 @@ def test_prompts_go_straight_and_are_kept(name, work, model, reference, tmp_path
         "connectors": [{**connector, "kv_role": "kv_producer"}, ucm]}}
     ports = [str(free_port()) for _ in range(2)]
     prefiller, decoder = (
-        Server(model, tmp_path / f"{side}.log", transfer, *OPTIONS, ALIKE, environment={**environment, port_variable: port})
+        Server(model, tmp_path / f"{side}.log", transfer, *OPTIONS, environment={**environment, port_variable: port})
         for side, transfer, port in zip(("prefill", "decode"), (both, {**connector, "kv_role": "kv_consumer"}), ports))
     with prefiller, decoder:
         prefiller.wait()
