@@ -52,8 +52,9 @@ static const struct ucm_option connector_options[] = {
      "tokens in a block of the store, a multiple of the engine's block size; 0: the engine's block "
      "size, raised to 128"},
     {"model_id", UCM_T_STR, 0, "", NULL, NULL,
-     "name of the model, so that engines that mount it at different paths share blocks; empty: a "
-     "digest of the model's configuration"},
+     "name of the model: engines with the same one share blocks, whatever path, configuration or "
+     "weights theirs has; empty: the model's configuration and revision, with samples of its "
+     "weights if it is a directory (at whatever path), else with its name"},
     {NULL},
 };
 

@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import replace
+import os
+from dataclasses import fields, replace
 from types import SimpleNamespace
 
 import pytest
@@ -488,7 +489,8 @@ def test_forms_that_differ_in_bytes_share_nothing_and_others_do():
 @pytest.mark.parametrize("kind, more", [
     ("SlidingWindowMLASpec", {"sliding_window": 256}), ("ChunkedLocalAttentionSpec", {"attention_chunk_size": 256}),
     ("RSWASpec", {"rswa_window": 256}), ("SinkFullAttentionSpec", {"sink_len": 4}), ("HiddenStateCacheSpec", {}),
-    ("CrossAttentionSpec", {}), ("FullAttentionSpec", {"tokens_per_state": 4})])
+    ("CrossAttentionSpec", {}), ("FullAttentionSpec", {"tokens_per_state": 4}),
+    ("MambaSpec", {"shapes": ((4, 64),), "dtypes": (torch.float32,)})])
 def test_kinds_of_attention_that_are_not_served_are_refused(kind, more):
     from ucm.integration.vllm.geometry import Unsupported
 
@@ -509,10 +511,29 @@ def test_models_that_differ_in_a_norm_alone_are_told_apart(tmp_path):
     assert weights("first", 1) == weights("same", 1) != weights("other", 2)
 
 
+def test_whose_model_is_the_same(tmp_path):
+    """A model_id stands for path, name, revision, configuration and weights; without one all but the path count."""
+    from safetensors.torch import save_file
+
+    def namespace(model_id: str, path: str, revision: str | None = None, weight: float = 1, hidden: int = 64) -> str:
+        if not path.startswith("hub/"):
+            path = str(tmp_path / path / str(weight))
+            os.makedirs(path, exist_ok=True)
+            save_file({"weight": torch.full((64,), weight)}, f"{path}/model.safetensors")
+        return derived(model_id=model_id, model={"model": path, "revision": revision, "hf_config": SimpleNamespace(
+            to_dict=lambda: {"hidden_size": hidden})}).namespace
+
+    others = [{"path": "b"}, {"revision": "v2"}, {"weight": 2}, {"hidden": 128}, {"path": "hub/x"}, {"path": "hub/y"}]
+    for other in others:
+        other = {"path": "a", **other}
+        assert namespace("one", **other) == namespace("one", "a") != namespace("two", **other)
+    assert namespace("", "b") == namespace("", "a")
+    assert len({namespace("", "a"), *(namespace("", **{"path": "a", **other}) for other in others)}) == len(others)
+
+
 def derived(rank: int = 0, copies: int = 1, kind: str | list[str] = "FullAttentionSpec", more: dict = {},
-            speculative: object = None, **parallel: int):
-    """kind: of one group, or of each; more: what is said of it, or of each kind."""
-    import torch
+            speculative: object = None, model_id: str = "model", model: dict = {}, **parallel: int):
+    """kind: of one group, or of each; more: what is said of it, or of each kind; model: of its ModelConfig."""
     from ucm.integration.vllm.geometry import derive
     from vllm.v1 import kv_cache_interface as kinds
 
@@ -520,14 +541,19 @@ def derived(rank: int = 0, copies: int = 1, kind: str | list[str] = "FullAttenti
                            "decode_context_parallel_size", "cp_kv_cache_interleave_size"), 1)
     said = {kind: more} if isinstance(kind, str) else more
     common = {"block_size": ENGINE, "num_kv_heads": 1, "head_size": 64, "dtype": torch.float32}
-    groups = [kinds.KVCacheGroupSpec([f"{i}.0", f"{i}.1"], getattr(kinds, k)(**{**common, **said.get(k, {})}))
+
+    def spec(kind: str):
+        known = {f.name: common[f.name] for f in fields(getattr(kinds, kind)) if f.name in common}
+        return getattr(kinds, kind)(**{**known, **said.get(kind, {})})
+
+    groups = [kinds.KVCacheGroupSpec([f"{i}.0", f"{i}.1"], spec(k))
               for i, k in enumerate([kind] if isinstance(kind, str) else kind)]
     return derive(
         SimpleNamespace(parallel_config=SimpleNamespace(rank=rank, **{**sizes, **parallel}),
                         device_config=SimpleNamespace(device_type="cpu"), speculative_config=speculative,
-                        model_config=SimpleNamespace(dtype="float32", quantization=None),
+                        model_config=SimpleNamespace(dtype="float32", quantization=None, **model),
                         cache_config=SimpleNamespace(prefix_caching_hash_algo="sha256", cache_dtype="auto")),
-        SimpleNamespace(kv_cache_groups=groups, kv_cache_layout="LBHNC", kv_tp_replicas=copies), 128, "model")
+        SimpleNamespace(kv_cache_groups=groups, kv_cache_layout="LBHNC", kv_tp_replicas=copies), 128, model_id)
 
 
 def test_what_failed_is_not_offered_again_by_an_older_lookup():
