@@ -136,7 +136,9 @@ static int ascend_pin(struct ucmi_gpu *g, void *p, size_t len)
 {
     struct ascend *a = (struct ascend *)g;
     void *dev;
-    return a->pin_2 ? a->pin_2(p, len, REGISTER_PINNED) : a->pin(p, len, REGISTER_MAPPED, &dev);
+    if (a->pin_2 && !a->pin_2(p, len, REGISTER_PINNED))
+        return 0;
+    return a->pin(p, len, REGISTER_MAPPED, &dev); /* not all devices that have the newer pin */
 }
 
 static int ascend_stream_new(struct ucmi_gpu *g, void **stream_p)

@@ -8,6 +8,9 @@
  * that cuGetProcAddress gives depends on the version of the driver, and does not say which of them
  * it is.  Copies keep the stream's order, so the source is read in that order too, though nothing
  * of ours would need it: that is the contract of a stream.
+ *
+ * A batch takes addresses as the device knows them, and fails later, with all that is queued, where
+ * registered memory has others for it than for the host (WSL 2): there is no batch then.
  */
 #include "dev/vendor.h"
 
@@ -15,6 +18,7 @@
 
 enum {
     NOT_SUPPORTED = 801,
+    HOST_ADDRESSES = 91,     /* attribute: registered memory has one address for host and device */
     STREAM_NON_BLOCKING = 1, /* does not wait for the engine's default stream */
     EVENT_BLOCKING_SYNC = 1, /* who waits for it sleeps */
     EVENT_DISABLE_TIMING = 2,
@@ -38,6 +42,7 @@ struct cuda {
     int (*version)(int *version);
     int (*count)(int *n);
     int (*device)(int *device, int ordinal);
+    int (*attribute)(int *value, int attribute, int device);
     int (*retain)(void **context, int device);
     int (*release)(int device);
     int (*get_current)(void **context);
@@ -63,6 +68,7 @@ static const struct ucmi_symbol symbols[] = {
     NEEDS(version, "DriverGetVersion"),
     NEEDS(count, "DeviceGetCount"),
     NEEDS(device, "DeviceGet"),
+    NEEDS(attribute, "DeviceGetAttribute"),
     NEEDS(retain, "DevicePrimaryCtxRetain"),
     NEEDS(release, "DevicePrimaryCtxRelease_v2"),
     NEEDS(get_current, "CtxGetCurrent"),
@@ -106,8 +112,12 @@ static int cuda_count(struct ucmi_gpu *g, int *n_p)
 static int cuda_acquire(struct ucmi_gpu *g)
 {
     struct cuda *c = (struct cuda *)g;
-    int code = c->device(&c->handle, g->ordinal);
-    return code ? code : c->retain(&g->context, c->handle);
+    int code = c->device(&c->handle, g->ordinal), same = 0;
+    if (code)
+        return code;
+    if (c->attribute(&same, HOST_ADDRESSES, c->handle) || !same)
+        g->batches = false;
+    return c->retain(&g->context, c->handle);
 }
 
 static void cuda_release(struct ucmi_gpu *g)

@@ -371,18 +371,20 @@ void ucmi_gpu_stream_free(void *d, void *stream)
 
 /* ---- copies ---- */
 
+/* What is refused together may be taken one by one, as host memory that is not registered is by
+ * some.  To queue a copy a second time does no harm. */
 static int copy_some(struct ucmi_gpu *g, void *stream, int to_host, const struct ucm_copy *v,
                      size_t n)
 {
     const struct ucmi_vendor *vendor = g->vendor;
-    int code;
+    int code = 0;
     if (n > 1 && atomic_load(&g->batches)) {
-        code = vendor->batch(g, stream, to_host, v, n);
-        if (code != vendor->no_batch)
-            return code;
-        atomic_store(&g->batches, false);
+        int refused = vendor->batch(g, stream, to_host, v, n);
+        if (!refused)
+            return 0;
+        if (refused == vendor->no_batch)
+            atomic_store(&g->batches, false);
     }
-    code = 0;
     for (size_t i = 0; i < n && !code; i++)
         code = vendor->copy(g, stream, to_host, &v[i]);
     return code;

@@ -51,6 +51,15 @@ void ucm_map_free(ucm_map *m)
         free(m);
 }
 
+/* Segments that lie among one another are of one allocation.  Two that only adjoin may be of two,
+ * which happen to be neighbours, and no device copies from one into the next. */
+static bool are_mixed(const ucm_map *m, const struct ucm_seg *a, const struct ucm_seg *b)
+{
+    const char *p = a->base, *q = b->base;
+    size_t last = m->nblocks ? m->nblocks - 1 : 0;
+    return p < q + last * b->stride + b->len && q < p + last * a->stride + a->len;
+}
+
 /* Neighbours in memory become one piece: an engine whose layer is one run of bytes per block costs
  * one piece per shard, one whose blocks are contiguous over all layers one piece per block. */
 size_t ucm_slice_pieces(const struct ucm_xfer *x, const struct ucm_slice *s, struct iovec *iov,
@@ -62,6 +71,7 @@ size_t ucm_slice_pieces(const struct ucm_xfer *x, const struct ucm_slice *s, str
         return s->niov;
     }
     const ucm_map *m = x->map;
+    const struct ucm_seg *before = NULL;
     size_t n = 0;
     char *end = NULL;
     for (uint32_t sh = s->shard; sh < s->shard + s->nshards; sh++) {
@@ -71,7 +81,7 @@ size_t ucm_slice_pieces(const struct ucm_xfer *x, const struct ucm_slice *s, str
                 if (seg->len == 0)
                     continue;
                 char *p = (char *)seg->base + (size_t)s->at.blocks[b] * seg->stride;
-                if (p != end) {
+                if (p != end || (before != seg && !are_mixed(m, before, seg))) {
                     if (n < max)
                         iov[n] = (struct iovec){p, 0};
                     n++;
@@ -79,6 +89,7 @@ size_t ucm_slice_pieces(const struct ucm_xfer *x, const struct ucm_slice *s, str
                 if (n <= max)
                     iov[n - 1].iov_len += seg->len;
                 end = p + seg->len;
+                before = seg;
             }
         }
     }

@@ -17,7 +17,7 @@
 #include <unistd.h>
 
 enum { EVENT = 0x6576656e, STREAM = 0x73747265, ENDED = 0x64656164 };
-enum { FRESH = 0xdb, FREED = 0xfe, MAX_CALLS = 64, PAGE = 4096 };
+enum { FRESH = 0xdb, FREED = 0xfe, PAGE = 4096 };
 
 struct range {
     struct range *next;
@@ -56,18 +56,9 @@ static pthread_cond_t changed = PTHREAD_COND_INITIALIZER;
 static struct range *memory, *registered;
 static struct event *events;
 static struct stream *streams;
-static bool held, strict;
+static bool held, strict, aliased;
 static int broken, retained[FAKE_DEVICES];
-static struct {
-    const char *name;
-    unsigned long nth;
-    int code;
-} failing;
-static struct {
-    const char *name;
-    unsigned long n;
-} calls[MAX_CALLS];
-static unsigned long all_calls, copies, bytes, unregistered, pinned;
+static unsigned long copies, bytes, unregistered, pinned;
 static _Thread_local int current = -1;
 
 void core_die(const char *fmt, ...)
@@ -114,23 +105,10 @@ static struct range *find(struct range *list, const char *p, size_t len)
     return list;
 }
 
-/* ---- calls ---- */
-
-int core_enter(const char *name)
+int core_broken(void)
 {
     pthread_mutex_lock(&lock);
-    all_calls++;
-    unsigned i = 0;
-    while (i < MAX_CALLS && calls[i].name && strcmp(calls[i].name, name))
-        i++;
-    if (i == MAX_CALLS)
-        core_die("too many functions");
-    calls[i].name = name;
-    calls[i].n++;
     int code = broken;
-    if (!code && failing.nth && (!failing.name || !strcmp(failing.name, name)) &&
-        --failing.nth == 0)
-        code = failing.code;
     pthread_mutex_unlock(&lock);
     return code;
 }
@@ -175,6 +153,25 @@ EXPORT void *fake_malloc(int ordinal, size_t len)
     return r->p;
 }
 
+EXPORT void fake_cut(void *p)
+{
+    struct range *other = get(sizeof *other);
+    pthread_mutex_lock(&lock);
+    struct range *r = find(memory, p, 1);
+    if (!r)
+        core_die("%p is no memory of the device", p);
+    size_t at = (size_t)((char *)p - r->p);
+    *other = (struct range){.next = memory,
+                            .p = p,
+                            .view = r->view + at,
+                            .len = r->len - at,
+                            .ordinal = r->ordinal,
+                            .live = true};
+    r->len = at;
+    memory = other;
+    pthread_mutex_unlock(&lock);
+}
+
 static bool queued(const struct range *r, bool device)
 {
     for (struct stream *s = streams; s; s = s->next)
@@ -217,6 +214,8 @@ enum fake_error core_pin(void *p, size_t len)
         return FAKE_NO_CONTEXT;
     if (!p || !len || (uintptr_t)p % PAGE)
         return FAKE_INVALID;
+    if (!core_is_there(p, len))
+        core_die("memory was registered that has not been allocated");
     pthread_mutex_lock(&lock);
     bool taken = find(registered, p, len);
     if (find(memory, p, len))
@@ -246,6 +245,19 @@ enum fake_error core_unpin(void *p)
     }
     pthread_mutex_unlock(&lock);
     return found ? FAKE_OK : FAKE_NOT_REGISTERED;
+}
+
+bool core_is_registered(const void *p)
+{
+    pthread_mutex_lock(&lock);
+    bool found = find(registered, p, 1);
+    pthread_mutex_unlock(&lock);
+    return found;
+}
+
+bool core_aliased(void)
+{
+    return aliased;
 }
 
 /* ---- streams ---- */
@@ -508,13 +520,9 @@ EXPORT void fake_settle(unsigned long want)
     pthread_mutex_unlock(&lock);
 }
 
-EXPORT void fake_fail(const char *name, unsigned long nth, int code)
+EXPORT void fake_alias(int on)
 {
-    pthread_mutex_lock(&lock);
-    failing.name = name;
-    failing.nth = nth;
-    failing.code = code;
-    pthread_mutex_unlock(&lock);
+    aliased = on;
 }
 
 EXPORT void fake_break(int code)
@@ -550,27 +558,39 @@ EXPORT int fake_context_is(int ordinal)
     return core_current() == ordinal || (core_implicit && ordinal < 0 && core_current() == 0);
 }
 
-EXPORT unsigned long fake_calls(const char *name)
+/* What was not given back; how many things.  With the lock held. */
+static unsigned long left(bool say)
 {
-    unsigned long n = 0;
-    pthread_mutex_lock(&lock);
-    for (unsigned i = 0; i < MAX_CALLS && calls[i].name; i++)
-        if (!name || !strcmp(calls[i].name, name))
-            n += calls[i].n;
-    pthread_mutex_unlock(&lock);
-    return n;
+    unsigned long n[4] = {0}, sum = 0;
+    static const char *const what[] = {"streams", "events", "registrations", "contexts"};
+    for (struct stream *s = streams; s; s = s->next)
+        n[0] += s->magic == STREAM;
+    for (struct event *e = events; e; e = e->next)
+        n[1] += e->magic == EVENT && !e->engine;
+    for (struct range *r = registered; r; r = r->next)
+        n[2] += r->live;
+    for (int i = 0; i < FAKE_DEVICES; i++)
+        n[3] += (unsigned long)retained[i];
+    for (int i = 0; i < 4; i++) {
+        sum += n[i];
+        if (say && n[i])
+            fprintf(stderr, "fake device: %lu %s left\n", n[i], what[i]);
+    }
+    return sum;
 }
 
 EXPORT unsigned long fake_count(const char *what)
 {
+    pthread_mutex_lock(&lock);
     const struct {
         const char *what;
         unsigned long n;
     } counts[] = {{"copies", copies},
                   {"bytes", bytes},
                   {"unregistered", unregistered},
-
-                  {"registered", pinned}};
+                  {"registered", pinned},
+                  {"left", left(false)}};
+    pthread_mutex_unlock(&lock);
     for (unsigned i = 0; i < sizeof counts / sizeof *counts; i++)
         if (!strcmp(counts[i].what, what))
             return counts[i].n;
@@ -579,35 +599,18 @@ EXPORT unsigned long fake_count(const char *what)
 
 EXPORT void fake_reset(void)
 {
+    core_forget_calls();
     pthread_mutex_lock(&lock);
-    for (unsigned i = 0; i < MAX_CALLS; i++)
-        calls[i].n = 0;
-    all_calls = copies = bytes = unregistered = 0;
+    copies = bytes = unregistered = 0;
     pthread_mutex_unlock(&lock);
-}
-
-static int leaked(int n, const char *what)
-{
-    if (n)
-        fprintf(stderr, "fake device: %d %s left\n", n, what);
-    return n;
 }
 
 EXPORT int fake_leaks(void)
 {
-    int nstreams = 0, nevents = 0, nregistered = 0, ncontexts = 0;
     pthread_mutex_lock(&lock);
-    for (struct stream *s = streams; s; s = s->next)
-        nstreams += s->magic == STREAM;
-    for (struct event *e = events; e; e = e->next)
-        nevents += e->magic == EVENT;
-    for (struct range *r = registered; r; r = r->next)
-        nregistered += r->live;
-    for (int i = 0; i < FAKE_DEVICES; i++)
-        ncontexts += retained[i];
+    int n = (int)left(true);
     pthread_mutex_unlock(&lock);
-    return leaked(nstreams, "streams") + leaked(nevents, "events") +
-           leaked(nregistered, "registrations") + leaked(ncontexts, "contexts");
+    return n;
 }
 
 __attribute__((destructor)) static void last(void)

@@ -29,6 +29,9 @@ enum fake_error {
 
 /* Each function of a skin begins so: 0, or the number it is to fail with. */
 int core_enter(const char *name);
+void core_forget_calls(void);
+int core_broken(void); /* what fake_break was given */
+bool core_is_there(const char *p, size_t len);
 void core_die(const char *fmt, ...) __attribute__((noreturn, format(printf, 1, 2)));
 
 void core_set(int ordinal); /* < 0: no context */
@@ -38,8 +41,10 @@ void *fake_malloc(int ordinal, size_t len);
 void fake_mfree(void *p);
 enum fake_error core_pin(void *p, size_t len);
 enum fake_error core_unpin(void *p);
+bool core_is_registered(const void *p); /* from there on */
+bool core_aliased(void);                /* fake_alias */
 enum fake_error core_stream_new(void **stream_p);
-int core_stream_sync(void *stream); /* 0, or what fake_break was given */
+int core_stream_sync(void *stream); /* 0, or core_broken() */
 void core_stream_free(void *stream);
 /* to_host < 0: as the addresses say. */
 enum fake_error core_copy(void *stream, int to_host, void *to, const void *from, size_t len);

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * A fake libcuda.so.1.  GENERATION: 0 is CUDA 12.4, without batches of copies; 1 is 12.8, whose
- * function has an argument that was dropped in 13.0; 2 is 13.0, which has both.
+ * function has an argument that was dropped in 13.0; 2 is 13.0, which has both.  Of memory that is
+ * not registered it takes no batch.
  */
 #include "core.h"
 
@@ -40,6 +41,14 @@ CALL(cuDeviceGet, int *device, int ordinal)
     READY;
     *device = ordinal + 70; /* a handle, not the ordinal */
     return ordinal < 0 || ordinal >= FAKE_DEVICES ? 101 : 0;
+}
+CALL(cuDeviceGetAttribute, int *value, int attribute, int device)
+{
+    READY;
+    if (attribute != 91 || device < 70 || device >= 70 + FAKE_DEVICES)
+        return 1;
+    *value = !core_aliased();
+    return 0;
 }
 CALL(cuDevicePrimaryCtxRetain, void **context, int device)
 {
@@ -168,6 +177,12 @@ static int batch(uint64_t *to, uint64_t *from, size_t *len, size_t n, const stru
     if (!n || nhow != 1 || *first != 0 || how->order < 1 || how->order > 3 || how->flags > 1 ||
         !stream)
         return 1;
+    if (core_aliased())
+        core_die("a batch that names registered memory by the host's address");
+    for (size_t i = 0; i < n; i++)
+        if (!core_is_registered((const void *)(uintptr_t)to[i]) &&
+            !core_is_registered((const void *)(uintptr_t)from[i]))
+            return 1;
     for (size_t i = 0; i < n; i++) {
         enum fake_error err = core_copy(stream, -1, (void *)(uintptr_t)to[i],
                                         (const void *)(uintptr_t)from[i], len[i]);

@@ -6,9 +6,10 @@
  *
  * The fake is a device at its strictest.  Its memory is where the host faults; each stream is a
  * thread; and what no program may do ends the program with a line that says what: a copy from or to
- * memory that is not there, was given back, or reaches beyond what was registered at once; an
- * event, stream or context used after its end, or in a thread that has not set it.  On request
- * also: bytes of the host that change between the call that queued their copy and the copy.
+ * memory that is not there, was given back, or reaches beyond what was allocated or registered at
+ * once; memory of the host that is registered before it is there; an event, stream or context used
+ * after its end, or in a thread that has not set it.  On request also: bytes of the host that
+ * change between the call that queued their copy and the copy.
  */
 #ifndef FAKE_H
 #define FAKE_H
@@ -20,6 +21,8 @@
     X(void *, fake_malloc, (int ordinal, size_t len))                                              \
     X(void, fake_mfree, (void *p))                                                                 \
     X(void *, fake_view, (void *p))                                                                \
+    /* From there on it was allocated by itself, and only happens to adjoin. */                    \
+    X(void, fake_cut, (void *p))                                                                   \
     /* An event of the engine that has been recorded, and comes when it is fired. */               \
     X(void *, fake_event, (void))                                                                  \
     X(void, fake_fire, (void *event))                                                              \
@@ -29,15 +32,22 @@
     /* Returns when so many copies have been queued in all, and each stream has done all it can:   \
      * it is empty, held, or waits for an event. */                                                \
     X(void, fake_settle, (unsigned long copies))                                                   \
-    /* The nth call of that name (NULL: any) from now on fails. */                                 \
-    X(void, fake_fail, (const char *name, unsigned long nth, int code))                            \
+    /* The nth call from now on whose name ends with one of the words (joined by |) fails.  NULL:  \
+     * the nth of all, and what was to fail before does not; nth 0: none. */                       \
+    X(void, fake_fail, (const char *words, unsigned long nth, int code))                           \
+    /* Such calls do not go on until this is called with NULL. */                                  \
+    X(void, fake_hang, (const char *words))                                                        \
     /* All calls fail until this is called with 0; what is queued is lost. */                      \
     X(void, fake_break, (int code))                                                                \
     X(void, fake_strict, (int on))                                                                 \
+    /* The device has registered memory at addresses of its own. */                                \
+    X(void, fake_alias, (int on))                                                                  \
     X(void, fake_context, (int ordinal)) /* sets the thread's; < 0: none */                        \
     X(int, fake_context_is, (int ordinal))                                                         \
-    /* How often a function was called (NULL: all of them), and some more to be counted. */        \
-    X(unsigned long, fake_calls, (const char *name))                                               \
+    /* How often such functions were called (NULL: all of them), and some more to be counted. */   \
+    X(unsigned long, fake_calls, (const char *words))                                              \
+    X(void, fake_await, (const char *words, unsigned long calls)) /* so many, at least */          \
+    X(const char *, fake_called, (unsigned i))       /* the names, in order; NULL: no more */      \
     X(unsigned long, fake_count, (const char *what)) /* see core.c */                              \
     X(void, fake_reset, (void))                      /* counts begin again */                      \
     /* Says what was not given back; returns how many things. */                                   \
