@@ -144,8 +144,8 @@ UCM_API void ucm_devices(ucm_device_fn *fn, void *arg);
 /* Opens the stack that store_pipeline spells.  conf may be freed afterwards. */
 UCM_API int ucm_store_open(ucm_conf *conf, ucm_store **store_p);
 /* Finishes the dumps under way (timeout_ms at most), cancels the rest.  Tasks and maps of the store
- * must have been freed.  What storage has not given back by then, because it hangs, it keeps: memory
- * of a task that is not RELEASED must not be used again or freed. */
+ * must have been freed.  What storage or the device has not given back by then, because it hangs, it
+ * keeps: memory of a task that is not RELEASED must not be used again or freed. */
 UCM_API void ucm_store_close(ucm_store *store);
 
 /* How many leading keys can be loaded, on every rank. */

@@ -36,6 +36,7 @@ struct ucmi_sim_event {
     pthread_mutex_t lock;
     pthread_cond_t cond;
     bool fired;
+    unsigned queued;       /* how often something is to wait for it */
     _Atomic unsigned refs; /* the test's, and one for each stream that waits */
 };
 
@@ -80,6 +81,14 @@ void ucmi_sim_event_fire(struct ucmi_sim_event *event)
     pthread_mutex_lock(&event->lock);
     event->fired = true;
     pthread_cond_broadcast(&event->cond);
+    pthread_mutex_unlock(&event->lock);
+}
+
+void ucmi_sim_event_await(struct ucmi_sim_event *event, unsigned n)
+{
+    pthread_mutex_lock(&event->lock);
+    while (event->queued < n)
+        pthread_cond_wait(&event->cond, &event->lock);
     pthread_mutex_unlock(&event->lock);
 }
 
@@ -305,7 +314,11 @@ static int sim_after(void *d, void *stream, void *event)
         return -ENOMEM;
     *item = (struct item){.kind = AFTER, .event = e};
     atomic_fetch_add(&e->refs, 1);
+    pthread_mutex_lock(&e->lock);
     int err = enqueue(stream, item);
+    e->queued += !err;
+    pthread_cond_broadcast(&e->cond);
+    pthread_mutex_unlock(&e->lock);
     if (err) {
         ucmi_sim_event_free(e);
         free(item);

@@ -12,7 +12,10 @@
 #include <inttypes.h>
 #include <stdlib.h>
 
-enum { QUARANTINE_MS = 30000 }; /* the I/O of a killed process has long ended by then, one hopes */
+enum {
+    QUARANTINE_MS = 30000, /* the I/O of a killed process has long ended by then, one hopes */
+    GRACE_NS = 1000000000, /* a mover that still hears of something is given the time */
+};
 
 struct options { /* the tier's private state; what outlives a close that cannot wait is apart */
     double capacity_gb;
@@ -75,12 +78,29 @@ static int start_mover(struct cache *c, struct mover *m, bool out)
     if (!err && (err = geo->dev->stream_new(geo->dev_state, &m->stream)) < 0)
         ucmi_fail(c->t->why, sizeof c->t->why, err, "device %s: no stream: %s", geo->dev->p.name,
                   ucm_strerror(err));
-    if (!err)
-        err = ucmi_thread_start(&m->thread, out ? "ucm-out" : "ucm-in", ucmi_mover_main, m);
+    if (err)
+        return err;
+    atomic_fetch_add(&c->keepers, 1);
+    atomic_fetch_add(&c->movers, 1);
+    err = ucmi_thread_start(&m->thread, out ? "ucm-out" : "ucm-in", ucmi_mover_main, m);
     m->started = !err;
+    if (err) {
+        atomic_fetch_sub(&c->movers, 1);
+        atomic_fetch_sub(&c->keepers, 1);
+    }
     return err;
 }
 
+/* With mover.lock held: it waits for the device, though its time is up, and in vain. */
+static bool is_stuck(const struct mover *m, uint64_t due_ns)
+{
+    uint64_t since = MAX(atomic_load(&m->heard_ns), due_ns);
+    return (m->sleeping || m->at_device) && ucmi_now_ns() > since + GRACE_NS;
+}
+
+/* One that cannot end is left alone: it keeps the cache, whose memory the device may still use, and
+ * the store, and lets them go should the device answer.  Asleep or in the device it is not in the
+ * tier below, which it does not call from then on. */
 static void stop_mover(struct cache *c, struct mover *m, int closing)
 {
     pthread_mutex_lock(&c->lock);
@@ -89,11 +109,27 @@ static void stop_mover(struct cache *c, struct mover *m, int closing)
     if (!m->started)
         return;
     ucmi_mover_kick(m);
-    pthread_join(m->thread, NULL);
+    uint64_t due_ns = MAX(c->close_ns, ucmi_now_ns()), until = due_ns + GRACE_NS;
+    pthread_mutex_lock(&m->lock);
+    for (; !m->over && !is_stuck(m, due_ns); until = ucmi_now_ns() + GRACE_NS)
+        ucmi_cond_wait(&m->more, &m->lock, until);
+    bool alone = !m->over;
+    if (alone)
+        ucmi_store_hold(c->geo);
+    atomic_store(&m->left_alone, alone);
+    pthread_mutex_unlock(&m->lock);
+    if (!alone) {
+        pthread_join(m->thread, NULL);
+        return;
+    }
+    pthread_detach(m->thread);
+    ucmi_log(UCM_ERROR, "Cache",
+             "device %s: %s has not ended %" PRIu64
+             " ms after the store was closed; the memory it may use is kept until it has",
+             c->geo->dev->p.name, m->out ? "a dump" : "a load", c->timeout_ns / 1000000);
 }
 
-/* The movers have ended, and nothing of ours is in the hands of the tier below. */
-void ucmi_cache_free(struct cache *c)
+static void free_cache(struct cache *c)
 {
     struct mover *movers[] = {&c->in, &c->out};
     struct link none;
@@ -115,28 +151,33 @@ void ucmi_cache_free(struct cache *c)
     free(c);
 }
 
-static void cache_close(struct ucm_tier *t)
+/* The last one knows that the movers have ended, and that the tier below has nothing of ours. */
+void ucmi_cache_let_go(struct cache *c)
 {
-    struct cache *c = ((struct options *)t->priv)->c;
+    if (atomic_fetch_sub(&c->keepers, 1) == 1)
+        free_cache(c);
+}
+
+static void shut(struct cache *c)
+{
     struct mover *movers[] = {&c->in, &c->out};
     size_t lent = 0;
 
     c->close_ns = ucmi_now_ns() + c->timeout_ns;
     stop_mover(c, &c->in, 1);
     ucmi_ask_stop(c);
-    ucmi_pool_sweep(c->pool);
+    if (c->pool)
+        ucmi_pool_sweep(c->pool);
     pthread_mutex_lock(&c->lock);
     c->orphan_at = 0;
     pthread_mutex_unlock(&c->lock);
     stop_mover(c, &c->out, 2);
-    atomic_store(&c->keepers, 1);
     for (size_t i = 0; i < ARRAY_LEN(movers); i++) {
         struct mover *m = movers[i];
+        if (!m->started)
+            continue;
         pthread_mutex_lock(&m->lock);
-        m->orphaned = m->lent;
         lent += m->lent;
-        if (m->orphaned)
-            atomic_fetch_add(&c->keepers, 1);
         pthread_mutex_unlock(&m->lock);
     }
     if (lent)
@@ -144,8 +185,12 @@ static void cache_close(struct ucm_tier *t)
                  "%zu blocks are still being read or written below, %" PRIu64
                  " ms after the store was closed; the pool's memory is kept until that has ended",
                  lent, c->timeout_ns / 1000000);
-    if (atomic_fetch_sub(&c->keepers, 1) == 1)
-        ucmi_cache_free(c);
+    ucmi_cache_let_go(c);
+}
+
+static void cache_close(struct ucm_tier *t)
+{
+    shut(((struct options *)t->priv)->c);
 }
 
 static int cache_open(struct ucm_tier *t)
@@ -161,6 +206,7 @@ static int cache_open(struct ucm_tier *t)
     c->jobs_max = o->jobs_max;
     c->slices_max = o->slices_max;
     c->timeout_ns = t->geo->timeout_ms * UINT64_C(1000000);
+    atomic_init(&c->keepers, 1);
     pthread_mutex_init(&c->lock, NULL);
     list_init(&c->making);
     list_init(&c->dirty);
@@ -171,12 +217,8 @@ static int cache_open(struct ucm_tier *t)
         err = start_mover(c, &c->in, false);
     if (!err)
         err = start_mover(c, &c->out, true);
-    if (err) {
-        stop_mover(c, &c->in, 2);
-        ucmi_ask_stop(c);
-        stop_mover(c, &c->out, 2);
-        ucmi_cache_free(c);
-    }
+    if (err)
+        shut(c);
     return err;
 }
 

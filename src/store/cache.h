@@ -213,8 +213,13 @@ struct mover {
     struct event *events, **events_end;
     size_t lent; /* slices that the tier below has in its hands */
     bool kicked, sleeping, gone;
-    bool orphaned; /* closed before all of those came back; the last one frees the cache */
+    bool at_device; /* in a call of the device, which may hang */
+    bool over;      /* the thread has ended, but for its last return */
+    bool orphaned;  /* and before all slices came back: the last one lets the cache go */
     pthread_cond_t more;
+
+    _Atomic bool left_alone;   /* nobody waits for its end: the tier below may be closed by now */
+    _Atomic uint64_t heard_ns; /* when something it had started was last over */
 
     _Atomic int64_t njobs;                 /* taken and not over */
     struct link jobs, todo, room, foreign; /* cache.lock */
@@ -268,7 +273,8 @@ struct cache {
     uint32_t orphan_at;    /* slots from here on may have blocks that others left */
     uint32_t norphans;     /* being written down */
     uint64_t sweep_ns;     /* not before */
-    _Atomic int keepers;   /* movers that are orphaned, and who closes */
+    _Atomic int keepers;   /* movers that are not over, or are orphaned; and who closes */
+    _Atomic int movers;    /* that may use the device */
     int closing;           /* 1: no more loads; 2: dumps are done with, too */
     uint64_t close_ns;     /* then the rest is given up */
 };
@@ -290,7 +296,7 @@ void ucmi_mover_post(struct mover *m, struct event *e);
 void ucmi_mover_kick(struct mover *m);
 void ucmi_mover_lend(struct mover *m, size_t slices);
 void ucmi_mover_return(struct mover *m, struct event *e); /* one that was lent, and its end */
-void ucmi_cache_free(struct cache *c);
+void ucmi_cache_let_go(struct cache *c); /* of who kept it; the last one frees it */
 /* With cache.lock held. */
 void ucmi_part_over(struct part *p, int err, struct link *fin);
 void ucmi_part_wait(struct part *p, struct link *list, enum part_state state);
@@ -309,6 +315,7 @@ void ucmi_ask_next(struct cache *c); /* with cache.lock held */
 
 /* cache_copy.c; without cache.lock: queues the copies of a pass; those that cannot be are in fin */
 void ucmi_copy_launch(struct mover *m, struct pass *pass);
+void ucmi_copy_end(struct mover *m); /* frees the stream, after what is queued there */
 
 /* cache_block.c; with cache.lock held, but for sending */
 struct block *ucmi_block_new(struct cache *c, const struct ucm_slice *s, uint32_t slot, bool whole,

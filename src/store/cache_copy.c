@@ -60,20 +60,6 @@ static ssize_t get_pieces(struct mover *m, const struct ucm_xfer *x, const struc
     return (ssize_t)ucm_slice_pieces(x, s, m->pieces, m->npieces);
 }
 
-/* What goes on where the last copy ended, on both sides, makes it longer.  Not into the next slot:
- * the device may have registered that one by itself. */
-static int add_copy(struct mover *m, struct ucm_copy c, const char *slot)
-{
-    struct ucm_copy *last = m->ncopies ? &m->copies[m->ncopies - 1] : NULL;
-    if (last && c.host != slot && (char *)last->host + last->len == c.host &&
-        (char *)last->dev + last->len == c.dev) {
-        last->len += c.len;
-        return 0;
-    }
-    m->copies[m->ncopies++] = c;
-    return m->ncopies == COPY_MAX ? flush_copies(m) : 0;
-}
-
 /* Queues the copies of a part's run of shards. */
 static int add_copies(struct mover *m, struct part *p)
 {
@@ -91,7 +77,7 @@ static int add_copies(struct mover *m, struct part *p)
     size_t skip = (p->from - s->shard) * geo->shard_size,
            left = (p->to - p->from) * geo->shard_size;
     uint32_t slot = p->block ? p->block->slot : p->slot;
-    char *memory = ucmi_pool_memory(m->c->pool, slot), *host = memory + p->from * geo->shard_size;
+    char *host = ucmi_pool_memory(m->c->pool, slot) + p->from * geo->shard_size;
     ucmi_pool_touch(m->c->pool, slot);
     for (ssize_t i = 0; i < n && left && !err; i++) {
         size_t len = m->pieces[i].iov_len;
@@ -100,8 +86,10 @@ static int add_copies(struct mover *m, struct part *p)
             continue;
         }
         len = MIN(len - skip, left);
-        struct ucm_copy c = {(char *)m->pieces[i].iov_base + skip, host, len};
-        err = add_copy(m, c, memory);
+        m->copies[m->ncopies++] =
+            (struct ucm_copy){(char *)m->pieces[i].iov_base + skip, host, len};
+        if (m->ncopies == COPY_MAX)
+            err = flush_copies(m);
         skip = 0;
         host += len;
         left -= len;
@@ -109,10 +97,10 @@ static int add_copies(struct mover *m, struct part *p)
     return n < 0 ? (int)n : err;
 }
 
-/* The device could not say when the copies have ended: freeing the stream waits for it. */
-static void drop_stream(struct mover *m)
+void ucmi_copy_end(struct mover *m)
 {
-    m->c->geo->dev->stream_free(m->c->geo->dev_state, m->stream);
+    if (m->stream)
+        m->c->geo->dev->stream_free(m->c->geo->dev_state, m->stream);
     m->stream = NULL;
 }
 
@@ -149,9 +137,8 @@ void ucmi_copy_launch(struct mover *m, struct pass *pass)
     if (!f->err)
         f->err = err;
     err = m->stream ? geo->dev->then(geo->dev_state, m->stream, flight_then, f) : f->err;
-    if (err < 0) {
-        if (m->stream)
-            drop_stream(m);
+    if (err < 0) { /* the device could not say when the copies have ended, but waits for them */
+        ucmi_copy_end(m);
         flight_then(f, err);
     }
 }

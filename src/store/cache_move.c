@@ -13,6 +13,10 @@
  * process can change, a tick every TICK_MS; while there are partial blocks, whether another process
  * waits for one, every WANTED_MS.
  *
+ * A device that hangs holds a mover asleep or in a call of it.  When the store is closed such a
+ * mover is left alone (cache.c): it does not call the tier below any more, and lets everything go
+ * when its last flight has landed.
+ *
  * mover.lock guards what others hand over and is a leaf; who posts signals with the lock held, so a
  * mover that has taken the last event may go away at once.
  */
@@ -49,8 +53,7 @@ void ucmi_mover_destroy(struct mover *m)
 {
     if (!m->c)
         return;
-    if (m->stream)
-        m->c->geo->dev->stream_free(m->c->geo->dev_state, m->stream);
+    ucmi_copy_end(m);
     pthread_cond_destroy(&m->more);
     pthread_mutex_destroy(&m->lock);
     free(m->pieces);
@@ -62,7 +65,7 @@ static void wake(struct mover *m)
 {
     if (m->sleeping) {
         m->sleeping = false;
-        pthread_cond_signal(&m->more);
+        pthread_cond_broadcast(&m->more); /* who closes may wait for its end */
     }
 }
 
@@ -109,8 +112,8 @@ void ucmi_mover_return(struct mover *m, struct event *e)
     append(m, e);
     bool last = --m->lent == 0 && m->orphaned;
     pthread_mutex_unlock(&m->lock);
-    if (last && atomic_fetch_sub(&c->keepers, 1) == 1)
-        ucmi_cache_free(c);
+    if (last)
+        ucmi_cache_let_go(c);
 }
 
 void ucmi_mover_kick(struct mover *m)
@@ -535,7 +538,7 @@ static void tell(struct cache *c, struct link *fin)
             pthread_mutex_unlock(&c->lock);
             continue;
         }
-        if (!dump && !err && s->shard == 0)
+        if (!dump && !err && s->shard == 0 && !atomic_load(&j->m->left_alone))
             used(c, s);
         if (atomic_fetch_sub(&j->left, 1) == 1)
             job_over(j);
@@ -586,15 +589,44 @@ static bool look(struct mover *m, struct event *events, struct link *jobs, struc
         tick(m, pass);
     if (m->freed_sum)
         look_for_room(m);
+    if (c->closing) /* first: when all is given up nothing more goes to the tier below */
+        shut_down(m, pass);
     place(m, pass);
     abandon(c, pass);
     make_way(c, pass);
-    if (c->closing)
-        shut_down(m, pass);
     ucmi_gauge(c->counters, UCMI_CACHE_READY, atomic_load(&c->pool->head->ready));
     bool over = c->closing && pass->now_ns >= c->close_ns;
     pthread_mutex_unlock(&c->lock);
     return over;
+}
+
+static void at_device(struct mover *m, bool on)
+{
+    pthread_mutex_lock(&m->lock);
+    m->at_device = on;
+    pthread_mutex_unlock(&m->lock);
+}
+
+/* The device hears no more of this mover, and after the last one nothing of the pool. */
+static void leave(struct mover *m)
+{
+    struct cache *c = m->c;
+    const struct ucm_geometry *geo = c->geo;
+    at_device(m, true);
+    ucmi_copy_end(m);
+    if (atomic_fetch_sub(&c->movers, 1) == 1)
+        ucmi_pool_grow_stop(c->pool);
+    pthread_mutex_lock(&m->lock);
+    m->at_device = false;
+    m->over = true;
+    bool alone = atomic_load(&m->left_alone), orphaned = m->lent > 0;
+    m->orphaned = orphaned;
+    pthread_cond_broadcast(&m->more);
+    pthread_mutex_unlock(&m->lock);
+    if (!orphaned)
+        ucmi_cache_let_go(c);
+    if (alone)
+        ucmi_store_release(geo);
 }
 
 void *ucmi_mover_main(void *arg)
@@ -612,17 +644,21 @@ void *ucmi_mover_main(void *arg)
         pass.bytes = 0;
         struct event *events = take(m, &jobs, wake_ns);
         pass.now_ns = ucmi_now_ns();
+        if (events)
+            atomic_store(&m->heard_ns, pass.now_ns);
         bool over = look(m, events, &jobs, &pass);
         tell(c, &pass.fin);
+        if (over) /* nobody would send them again */
+            fail_unsent(m, -ETIMEDOUT);
         if (m->resend && !list_empty(&m->unsent))
             ucmi_child_resend(m);
         m->resend = false;
         for (struct link *l; (l = list_take(&pass.children));)
             ucmi_child_send(m, LIST_ITEM(l, struct child, link));
-        if (over) /* also of those that were just refused: nobody would send them again */
-            fail_unsent(m, -ETIMEDOUT);
         if (!list_empty(&pass.copies)) {
+            at_device(m, true);
             ucmi_copy_launch(m, &pass);
+            at_device(m, false);
             tell(c, &pass.fin);
         }
         pthread_mutex_lock(&c->lock);
@@ -630,5 +666,6 @@ void *ucmi_mover_main(void *arg)
         wake_ns = next_wake(m, pass.now_ns);
         pthread_mutex_unlock(&c->lock);
     }
+    leave(m);
     return NULL;
 }

@@ -48,7 +48,8 @@ struct ucm_map {
     struct ucm_seg segs[]; /* [nshards][nsegs] */
 };
 
-/* A tier that cannot end, because storage does not give back what it was lent, keeps its store. */
+/* A tier that cannot end, because storage or a device does not give back what it was lent, keeps
+ * its store. */
 void ucmi_store_hold(const struct ucm_geometry *geo);
 void ucmi_store_release(const struct ucm_geometry *geo);
 

@@ -20,7 +20,12 @@
 #include "opencl.h"
 #include "support.h"
 
-enum { N = 8 };
+enum {
+    N = 8,
+    COPIES = N * 16
+}; /* of a task, in the shape that stacks have unless a test says so */
+#define FREE_STREAM "StreamDestroy|StreamDestroy_v2|DestroyStream"
+#define WAIT_EVENT  "StreamWaitEvent"
 
 struct stack {
     const char *pipeline, *engine;
@@ -100,15 +105,6 @@ static void fill(struct ts_rig *r, uint64_t from)
     }
 }
 
-/* So many copies are queued, and all that could be done without an event is done. */
-static void settle(const struct scene *s, unsigned long copies)
-{
-    if (s->fake)
-        s->fake->fake_settle(copies);
-    else
-        usleep(1000); /* the simulated device has no such call; it fails more seldom, not wrongly */
-}
-
 /* ---- */
 
 static void what_goes_in_comes_out(void **state)
@@ -140,7 +136,7 @@ static void a_dump_waits_for_the_engine(void **state)
     char text[N + 1];
     ts_mem_wipe(&r.mem);
     ucm_task *task = begin(&r, true, 0, 0, event);
-    settle(&s, 1);
+    ts_event_await(s.device, event, 1, COPIES);
     assert_int_equal(ucm_task_done(task, UCM_RELEASED), 0);
     fill(&r, 0);
     ts_event_fire(s.device, event);
@@ -163,7 +159,7 @@ static void a_load_waits_for_the_engine(void **state)
     fill(&r, 100); /* other content */
     unsigned long before = s.fake ? s.fake->fake_count("copies") : 0;
     ucm_task *task = begin(&r, false, 0, 0, event);
-    settle(&s, before + 1);
+    ts_event_await(s.device, event, 1, before + COPIES);
     for (size_t i = 0; i < N; i++) {
         ucm_key key = ts_key(100 + i);
         assert_true(ts_mem_right(&r.mem, i, &key, 0, r.mem.nshards));
@@ -193,10 +189,10 @@ static void canceled_under_way(void **state)
     unsigned long before = s.fake ? s.fake->fake_count("copies") : 0;
     fill(&r, 0);
     tasks[0] = begin(&r, true, 0, 0, event);
-    settle(&s, before + 1);
+    ts_event_await(s.device, event, 1, before + COPIES);
     ucm_task_cancel(tasks[0]);
     tasks[1] = begin(&r, false, 50, N, event);
-    settle(&s, before + 1);
+    ts_event_await(s.device, event, 2, before + 2 * COPIES);
     ucm_task_cancel(tasks[1]);
     ts_event_fire(s.device, event);
     for (int i = 0; i < 2; i++) {
@@ -224,12 +220,13 @@ static void closed_with_work_under_way(void **state)
     pthread_t closer;
     fill(&r, 0);
     ucm_task *task = begin(&r, true, 0, 0, event);
-    settle(&s, 1);
+    ts_event_await(s.device, event, 1, COPIES);
     ucm_task_free(task);
     ucm_map_free(r.mem.map);
     r.mem.map = NULL;
     assert_int_equal(pthread_create(&closer, NULL, close_rig, &r), 0);
-    settle(&s, 1);
+    if (s.fake)
+        s.fake->fake_await(FREE_STREAM, 1); /* that of loads, which end at once */
     ts_event_fire(s.device, event);
     pthread_join(closer, NULL);
     r.store = NULL;
@@ -240,6 +237,74 @@ static void closed_with_work_under_way(void **state)
         assert_string_equal(ts_rig_load(&r, 0, N), ts_all('.', N));
         ts_rig_close(&r);
     }
+    end_scene(&s);
+}
+
+/* A close that is not over by then hangs. */
+static void close_in_time(struct ts_rig *r)
+{
+    ucm_map_free(r->mem.map);
+    r->mem.map = NULL;
+    alarm(TS_WAIT_MS / 1000);
+    ucm_store_close(r->store);
+    alarm(0);
+    r->store = NULL;
+}
+
+/* All that a close has left to the device has been given back. */
+static void await_nothing_left(const struct scene *s, const char *pools)
+{
+    char paths[1][TS_PATH];
+    while (pools && ts_files(pools, "ucm-", paths, 1))
+        usleep(1000);
+    while (s->fake && s->fake->fake_count("left"))
+        usleep(1000);
+}
+
+/* Copies that never end, and never fail: the store is closed, and they keep what they may touch.
+ * Others who share the pool use all the rest of it.  In the end the device goes on. */
+static void closed_while_the_device_hangs(void **state)
+{
+    enum { AGAIN = 30 };
+    const char *dir = ts_dir();
+    char pools[] = "/dev/shm/ucmt-dev-XXXXXX", text[2][N + 1];
+    struct scene s = scene_of(state, dir);
+    struct ts_rig r, other;
+    void *event = ts_event_new(s.device);
+    ucm_task *tasks[2];
+    assert_non_null(mkdtemp(pools));
+    ts_opt(&s.o, "cache_dir", "%s", pools);
+    other = ts_rig_sure(&s.o);
+    assert_string_equal(ts_rig_dump(&other, 50, N), ts_all('.', N));
+    ts_opt(&s.o, "timeout_ms", "500");
+    r = ts_rig_sure(&s.o);
+    unsigned long before = s.fake ? s.fake->fake_count("copies") : 0;
+    fill(&r, 0);
+    tasks[0] = begin(&r, true, 0, 0, event);
+    tasks[1] = begin(&r, false, 50, N, event);
+    ts_event_await(s.device, event, 2, before + 2 * COPIES);
+    close_in_time(&r);
+    for (int i = 0; i < 2; i++)
+        assert_int_equal(ucm_task_done(tasks[i], UCM_RELEASED), 0);
+    for (uint64_t i = 1; i <= AGAIN; i++) {
+        assert_string_equal(ts_rig_dump(&other, 1000 * i, N), ts_all('.', N));
+        assert_string_equal(ts_rig_load(&other, 1000 * i, N), ts_all('.', N));
+    }
+    ts_event_fire(s.device, event);
+    for (int i = 0; i < 2; i++)
+        finish(tasks[i], text[i]);
+    assert_string_equal(text[0], ts_all('t', N)); /* too late to be stored */
+    assert_string_equal(text[1], ts_all('.', N));
+    for (size_t i = 0; i < N; i++) {
+        ucm_key key = ts_key(50 + i);
+        assert_true(ts_mem_right(&r.mem, N + i, &key, 0, r.mem.nshards));
+    }
+    assert_string_equal(ts_rig_load(&other, 1000 * AGAIN, N), ts_all('.', N));
+    ts_rig_close(&other);
+    await_nothing_left(&s, pools);
+    ts_event_free(s.device, event);
+    ts_rig_close(&r);
+    ts_remove(pools);
     end_scene(&s);
 }
 
@@ -412,6 +477,120 @@ static void each_call_may_fail(void **state)
     end_scene(&s);
 }
 
+/* Calls of one kind do not come back: the store is closed all the same, and when they do all is
+ * given back. */
+static void each_call_may_hang(void **state)
+{
+    struct scene s = scene_of(state, NULL);
+    const char *name;
+    unsigned hung = 0;
+    char text[2][N + 1];
+    ts_opt(&s.o, "timeout_ms", "100");
+    ts_opt(&s.o, "share_buffer_enable", "false");
+    struct ts_rig r = ts_rig_sure(&s.o);
+    ts_rig_dump(&r, 0, N);
+    ts_rig_close(&r);
+    for (unsigned i = 0; (name = s.fake->fake_called(i)); i++) {
+        ucm_task *tasks[2];
+        if (strstr(name, "PrimaryCtxRelease")) /* the last thing of all, and who closes does it */
+            continue;
+        r = ts_rig_sure(&s.o);
+        ts_rig_dump(&r, 50, N);
+        s.fake->fake_reset();
+        s.fake->fake_hang(name);
+        fill(&r, 0);
+        tasks[0] = begin(&r, true, 0, 0, NULL);
+        tasks[1] = begin(&r, false, 50, N, NULL);
+        close_in_time(&r);
+        hung += s.fake->fake_calls(name) > 0;
+        s.fake->fake_hang(NULL);
+        for (int k = 0; k < 2; k++)
+            finish(tasks[k], text[k]);
+        await_nothing_left(&s, NULL);
+        ts_rig_close(&r);
+    }
+    assert_true(hung >= 9);
+    end_scene(&s);
+}
+
+/* The device cannot wait for the event, once or more: what was to wait for it is not copied. */
+static void a_wait_for_the_engine_that_fails(void **state)
+{
+    struct scene s = scene_of(state, NULL);
+    ts_opt(&s.o, "block_size", "%d", 2 << 20); /* a task is two flights */
+    ts_opt(&s.o, "shard_size", "%d", 1 << 20);
+    ts_opt(&s.o, "cache_buffer_capacity_gb", "0.0625");
+    struct ts_rig r = ts_rig_sure(&s.o);
+    for (unsigned fails = 1; fails <= 2; fails++) {
+        void *event = ts_event_new(s.device);
+        char text[N + 1];
+        ts_mem_wipe(&r.mem);
+        s.fake->fake_reset();
+        s.fake->fake_fail(NULL, 0, 0);
+        for (unsigned i = 0; i < fails; i++)
+            s.fake->fake_fail(WAIT_EVENT, 1, 999);
+        ucm_task *task = begin(&r, true, 100 * fails, 0, event);
+        while (s.fake->fake_calls(WAIT_EVENT) < 2 && !s.fake->fake_count("copies"))
+            usleep(1000);
+        ts_event_await(s.device, event, 1, fails == 1);
+        fill(&r, 100 * fails);
+        ts_event_fire(s.device, event);
+        finish(task, text);
+        ts_event_free(s.device, event);
+        size_t failed = strspn(text, "i");
+        assert_true(failed > 0 && (failed == N) == (fails == 2));
+        assert_string_equal(text + failed, ts_all('.', N - failed));
+        ts_rig_load(&r, 100 * fails, N);
+        assert_int_equal(strspn(r.text, "-"), failed);
+        assert_string_equal(r.text + failed, ts_all('.', N - failed));
+    }
+    ts_rig_close(&r);
+    end_scene(&s);
+}
+
+/* Two layers in memory of their own, one of which happens to begin where the other ends. */
+static void neighbours_by_chance(void **state)
+{
+    enum { LEN = 2048, LAYER = 2 * LEN };
+    struct scene s = scene_of(state, NULL);
+    uint32_t blocks[2] = {0, 1};
+    ucm_key keys[2] = {ts_key(1), ts_key(2)};
+    ucm_map *map;
+    ucm_task *task;
+    ts_opt(&s.o, "shard_size", "%d", LAYER);
+    ts_opt(&s.o, "block_size", "%d", 2 * LAYER);
+    struct ts_rig r = ts_rig_sure(&s.o);
+    struct ts_bytes memory = ts_bytes_new(s.device, 2 * LAYER);
+    uint8_t *second = memory.at + LAYER;
+    s.fake->fake_cut(second);
+    struct ucm_seg segs[2] = {{memory.at, LEN, LEN}, {second, LEN, LEN}};
+    struct iovec iov[2] = {{memory.at, LAYER}, {second, LAYER}};
+    struct ucm_sg sg = {.key = keys[1], .nshards = 2, .niov = 2, .iov = iov};
+    struct ucm_batch b = {.keys = keys, .blocks = blocks, .n = 1};
+    assert_int_equal(ucm_map_new(r.store, &(struct ucm_map_desc){segs, 2, 1, 2, 2}, &map), 0);
+    for (int dump = 1; dump >= 0; dump--)
+        for (int explicit = 0; explicit <= 1; explicit ++) {
+            for (unsigned i = 0; dump && i < 2; i++)
+                ts_fill(&keys[explicit], i, 0, memory.view + i * LAYER, LAYER);
+            s.fake->fake_reset();
+            int err = explicit ? (dump ? ucm_dump_sg : ucm_load_sg)(r.store, &sg, 1, NULL, &task)
+                               : (dump ? ucm_dump : ucm_load)(r.store, map, &b, &task);
+            assert_int_equal(err, 0);
+            assert_int_equal(ucm_task_wait(task, UCM_STORED, TS_WAIT_MS), 0);
+            ucm_task_free(task);
+            assert_int_equal(s.fake->fake_count("copies"), 2); /* and a layer's blocks are one */
+            for (unsigned i = 0; i < 2; i++)
+                assert_int_equal(ts_check(&keys[explicit], i, 0, memory.view + i * LAYER, LAYER),
+                                 LAYER);
+            memset(memory.view, 0, 2 * LAYER);
+        }
+    ucm_map_free(map);
+    ts_rig_close(&r);
+    s.fake->fake_mfree(second);
+    ts_bytes_free(s.device, &memory);
+    end_scene(&s);
+}
+
 /* And with it all that was queued. */
 static void the_device_is_lost(void **state)
 {
@@ -445,7 +624,7 @@ static void the_device_is_lost(void **state)
 struct test {
     const char *name;
     void (*fn)(void **state);
-    enum { ALL, EVENTS, VENDOR, ONCE } needs; /* ONCE: of a vendor, with one stack */
+    enum { ALL, EVENTS, FEW, VENDOR, ONCE, ONE } needs;
 };
 #define CASE(fn, needs)                                                                            \
     {                                                                                              \
@@ -458,6 +637,10 @@ static const struct test cases[] = {
     CASE(a_load_waits_for_the_engine, EVENTS),
     CASE(canceled_under_way, EVENTS),
     CASE(closed_with_work_under_way, EVENTS),
+    CASE(closed_while_the_device_hangs, FEW),
+    CASE(each_call_may_hang, ONE),
+    CASE(a_wait_for_the_engine_that_fails, ONCE),
+    CASE(neighbours_by_chance, ONCE),
     CASE(a_pool_is_registered_as_it_grows, ONCE),
     CASE(copies_end_where_slots_do, ONCE),
     CASE(calls_of_a_hundred_blocks, ONCE),
@@ -467,8 +650,17 @@ static const struct test cases[] = {
 
 static bool fits(const struct test *t, const struct scene *s)
 {
-    return t->needs == ALL || (t->needs == EVENTS && s->device->events) ||
-           (t->needs == VENDOR && s->fake) || (t->needs == ONCE && s->fake && !s->stack->engine);
+    const char *engine = s->stack->engine;
+    switch (t->needs) {
+    case ALL: return true;
+    case EVENTS: return s->device->events;
+    case FEW: /* takes long, and has to see what is queued */
+        return s->device->events && !s->device->engine && (!engine || !strcmp(engine, "io_uring"));
+    case VENDOR: return s->fake;
+    case ONCE: return s->fake && !engine;                                    /* with one stack */
+    case ONE: return s->fake && !engine && !strcmp(s->device->name, "cuda"); /* and one device */
+    }
+    return false;
 }
 
 int main(void)

@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include "dev/dev.h"
 #include "support.h"
@@ -113,6 +114,17 @@ void ts_event_fire(const struct ts_device *d, void *event)
         d->engine->event_fire(event);
     else
         ucmi_sim_event_fire(event);
+}
+
+void ts_event_await(const struct ts_device *d, void *event, unsigned n, unsigned long copies)
+{
+    const struct fake *fake = ts_fake(d);
+    if (fake)
+        fake->fake_settle(copies);
+    else if (d->engine)
+        usleep(1000); /* it cannot be asked: a test fails more seldom, not wrongly */
+    else
+        ucmi_sim_event_await(event, n);
 }
 
 void ts_event_free(const struct ts_device *d, void *event)

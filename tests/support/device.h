@@ -45,6 +45,9 @@ void ts_bytes_free(const struct ts_device *d, struct ts_bytes *b);
 /* An event of the engine that comes when it is fired. */
 void *ts_event_new(const struct ts_device *d);
 void ts_event_fire(const struct ts_device *d, void *event);
+/* Until n streams are to wait for it, and, with a fake, so many copies are queued in all, and what
+ * could be done without it is done. */
+void ts_event_await(const struct ts_device *d, void *event, unsigned n, unsigned long copies);
 void ts_event_free(const struct ts_device *d, void *event);
 
 #endif
