@@ -455,6 +455,16 @@ class Faults(Case):
         answer, asked, _, _ = await self.decoders(silent, "--timeout-seconds", "1")
         self.assertEqual((answer.status, len(asked)), (504, 1))
 
+    async def test_a_stream_longer_than_the_longest_silence(self):
+        async def slow(request):
+            await request.begin()
+            for _ in range(12):
+                await request.chunk(b"data: 0\n\n")
+                await asyncio.sleep(0.25)
+            await request.end()
+        answer, asked, _, proxy = await self.decoders(slow, "--timeout-seconds", "2", stream=True)
+        self.assertEqual((answer.body, len(asked)), (b"data: 0\n\n" * 12, 1))
+
     async def test_death_in_the_middle_of_a_stream_is_seen(self):
         ready = asyncio.Event()
 

@@ -222,13 +222,28 @@ void conn_flush(struct conn *c)
         await_write(c);
 }
 
+/* Few bytes are sent as one piece: the kernel takes longer to read a list than we to copy them. */
+static ssize_t send_pieces(int fd, struct iovec *v, int n)
+{
+    static char flat[2048];
+    struct msghdr all = {.msg_iov = v, .msg_iovlen = (size_t)n};
+    size_t len = 0;
+
+    for (int i = 0; i < n; i++) {
+        if (v[i].iov_len > sizeof flat - len)
+            return sendmsg(fd, &all, MSG_NOSIGNAL);
+        memcpy(flat + len, v[i].iov_base, v[i].iov_len);
+        len += v[i].iov_len;
+    }
+    return send(fd, flat, len, MSG_NOSIGNAL);
+}
+
 void conn_write(struct conn *c, struct iovec *v, int n)
 {
-    struct msghdr all = {.msg_iov = v, .msg_iovlen = (size_t)n};
     ssize_t done = -1;
 
     if (!c->connecting && !evbuffer_get_length(c->out))
-        done = sendmsg(c->fd, &all, MSG_NOSIGNAL);
+        done = send_pieces(c->fd, v, n);
     size_t skip = done > 0 ? (size_t)done : 0; /* what is wrong, flushing the rest will see too */
     for (int i = 0; i < n; i++) {
         size_t sent = skip < v[i].iov_len ? skip : v[i].iov_len;
