@@ -446,7 +446,8 @@ struct job *job_new(struct client *client, const struct http_head *head, struct 
         snprintf(j->request_id, sizeof j->request_id, "%s", id);
     else
         make_id(j->request_id, sizeof j->request_id, "");
-    make_id(j->transfer_id, sizeof j->transfer_id, "xfer-");
+    if (proxy.transfer == TRANSFER_MOONCAKE)
+        make_id(j->transfer_id, sizeof j->transfer_id, "xfer-");
     j->generates = !strcmp(head->method, "POST") &&
                    prompt_read(&j->prompt, head->target, body, proxy.set.block_tokens);
     enter(j, ANSWERING, proxy.set.pd ? DECODE : WORKER);
