@@ -71,12 +71,14 @@ class Toy(unittest.TestCase):
 class Case(unittest.IsolatedAsyncioTestCase):
     """engines(...) and pd(...) or mixed(...) begin a test; the end checks that the proxy ended well."""
 
+    PATIENCE = PATIENCE
+
     def run(self, result=None):
         inner = getattr(self, self._testMethodName)
 
         async def bounded():
             asyncio.get_running_loop().set_debug(False)
-            await asyncio.wait_for(inner(), PATIENCE)
+            await asyncio.wait_for(inner(), self.PATIENCE)
         setattr(self, self._testMethodName, bounded)
         return super().run(result)
 
@@ -772,6 +774,7 @@ class Many(Case):
     """As many requests as a node may see, all under way before the first ends.  A half of them gets all of its stream;
     of the others `fate` says what becomes of them."""
 
+    PATIENCE = 4 * PATIENCE
     CLIENTS, EVENTS, PER_WRITE = 512, 4000, 250
     FATES = "read", "left", "read", "broken", "read", "left early", "read", "read late"
 

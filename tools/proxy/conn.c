@@ -1,8 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Connections.  Not bufferevents: those register for every write that could be done at once (four
- * system calls a chunk more), and tell an end of the stream only together with what they have not
- * read yet.
+ * Connections.  What comes lies in one buffer for all while its owner is told; what is not taken
+ * then gets memory of its own, and so does what cannot be sent at once.
+ *
+ * Not bufferevents: those register for every write that could be done at once (four system calls a
+ * chunk more), and tell an end of the stream only together with what they have not read yet.
  */
 #include "proxy/conn.h"
 

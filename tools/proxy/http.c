@@ -256,8 +256,7 @@ const char *http_reason(int status)
 
 /* ---- bodies ---- */
 
-/* What the next byte is of: the body, or the chunks' framing (what ends in _LF: the end of a line).
- */
+/* What the next byte is of: the body, or the chunks' framing, where _LF is the end of a line. */
 enum { DATA, DATA_CR, DATA_LF, SIZE, EXTENSION, SIZE_LF, TRAILER, FIELD, FIELD_LF, END_LF, DONE };
 
 void http_body_init(struct http_body *b, const struct http_head *h)

@@ -54,8 +54,7 @@ struct http_body {
     int stage;
     unsigned line; /* bytes of the line, or of the trailer, so far */
 };
-/* The line before a chunk; its length.  For each chunk of each stream: printf takes longer than all
- * of the rest. */
+/* The line before a chunk; its length.  (printf would be a third of what a chunk costs.) */
 size_t http_put_size(char line[HTTP_SIZE_LINE], size_t len);
 typedef void http_take(void *arg, const char *data, size_t len);
 void http_body_init(struct http_body *b, const struct http_head *h);
