@@ -303,14 +303,17 @@ def test_a_worker_that_can_only_name_engine_blocks(asynchronous):
     assert saved(again) == {"a": range(2, 7), "b": range(2, 3)}
 
 
-def test_saves_that_a_failed_load_spoilt_are_made_up_for():
-    """Requests computed beside the one whose load failed."""
+@pytest.mark.parametrize("aborted", [False, True])
+def test_saves_that_a_failed_load_spoilt_are_made_up_for(aborted):
+    """Requests computed beside the one whose load failed, which may be gone before that is heard of."""
     s, bad, good = Scheduler(), Request("bad", 1000), Request("good", 1000)
     s.store.put(bad, range(6))
     s.admit(bad), s.admit(good)
     step = s.step(new=[(bad, 6 * BLOCK, 232), (good, 0, 600)])
     ahead = s.step(running=[(good, 600, 100)])  # scheduled before the failure was known
     assert saved(step)["good"] == range(0, 4) and saved(ahead)["good"] == range(4, 5)
+    if aborted:
+        s.finish(bad)
     s.side.heard(StepResult("here", {"bad": 0}, spoilt=step.seq))
     assert saved(s.step(running=[(good, 700, 100)]))["good"] == range(0, 6)
 

@@ -232,6 +232,41 @@ def test_nothing_is_saved_or_reported_while_the_load_of_the_step_goes_on():
         assert task.released
 
 
+class EndsWhenCancelled(FakeTask):
+    """A load whose second block never comes."""
+
+    def __init__(self):
+        super().__init__(released=False, failed=[1], stuck=True)
+
+    def cancel(self):
+        self.cancelled = self.released = True
+
+
+@pytest.mark.parametrize("task", [FakeTask(released=False), EndsWhenCancelled()], ids=["it ends", "it is cancelled"])
+def test_memory_of_who_is_aborted_while_its_load_streams_is_not_written_after_its_step(task):
+    """vLLM frees it at once, and the next step may give it to another: by then the load has let go of it.  Who shares
+    the load and the step loses nothing."""
+    w = Worker(layers=3)
+    w.store.next = [task]
+    w.side.begin(Step(1, -1, [transfer("a", 0, 2), transfer("b", 0, 1)], [transfer("b", 1, 1)]))
+    w.side.load()
+    w.side.wait_for_layer("0")
+    assert not task.released  # here "a" is aborted
+    for layer in ("1", "2"):
+        w.side.wait_for_layer(layer)
+    w.side.save()
+    assert task.released
+    bad, result = w.side.bad_blocks(), w.side.result()
+    if task.cancelled:
+        assert bad == set(engine("a", 1, 1)) and result.failed == {"a": 1} and result.spoilt == 1
+    else:
+        assert bad == set() and result.failed == {} and len(w.store.dumps) == 1
+    other = transfer("c", 0, 2)
+    other.blocks = array("I", engine("a", 0, 2))
+    assert w.step(loads=[other], saves=[transfer("b", 1, 1)], acked=result.spoilt)[2] == set()
+    assert w.store.loads[1][1] == list(engine("a", 0, 2)) and w.store.dumps[-1][1] == list(engine("b", 1, 1))
+
+
 def test_a_layer_that_comes_late_is_not_computed_on_while_it_comes():
     w = Worker()
     w.store.next = [FakeTask(released=False, failed=[1], shard_error=TimeoutError(110, "late"))]
