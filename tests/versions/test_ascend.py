@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """vllm-ascend's own wrapper around UCMConnector, from its wheel: what it imports, how it makes one, what it
 passes on, and KV caches as Ascend has them: keys and values in tensors apart, tokens before heads, each tensor
-with strides of its own.  (The memory is the host's: an NPU's is refused so far.)"""
+with strides of its own.  (The memory is the host's: there is no NPU here.)"""
 
 from __future__ import annotations
 

@@ -242,7 +242,7 @@ class WorkerSide:
         return bad
 
     def failed_requests(self) -> set[str]:
-        """Those to be computed from the beginning, of the requests whose loads have ended."""
+        """Those of whose loads nothing counts, of the requests whose loads have ended."""
         failed, self._failed_requests = self._failed_requests, set()
         return failed
 
