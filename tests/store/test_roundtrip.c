@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * What goes in comes out: every stack, engine, device and io_direct, with random sizes (odd ones
- * too), random maps (several segments, some of no length, several engine blocks a key, guard bytes
- * between) and another map for the way back, whole batches, one task a layer, runs of shards,
- * explicit addresses, and restarts in between.
+ * What goes in comes out: every stack, engine, device (of vendors three, by fakes) and io_direct,
+ * with random sizes (odd ones too), random maps (several segments, some of no length, several
+ * engine blocks a key, guard bytes between) and another map for the way back, whole batches, one
+ * task a layer, runs of shards, explicit addresses, and restarts in between.
  */
 #include <errno.h>
 #include <setjmp.h>
@@ -43,6 +43,11 @@ static const struct row rows[] = {
     {"Cache|Posix", "io_uring", "sim", true},
     {"Cache|Empty", NULL, "host", false},
     {"Cache|Empty", NULL, "sim", false},
+    {"Cache|Posix", "io_uring", "cuda", true},
+    {"Cache|Posix", "psync", "ascend", false},
+    {"Cache|Posix", "aio", "musa", true},
+    {"Cache|Empty", NULL, "cuda", false},
+    {"Cache|Empty", NULL, "ascend", false},
 };
 
 struct trial {
@@ -130,6 +135,7 @@ static void open_store(struct trial *t)
 static void new_memory(struct trial *t)
 {
     struct ts_shape shape = choose_shape(t);
+    shape.device = t->row->device;
     int err = ts_mem_new(&t->mem, t->store, t->shard_size, t->nshards, &shape, t->n);
     if (err)
         fail_msg("%s: ucm_map_new: %d", t->log, err);
@@ -140,18 +146,19 @@ static void run_sg(struct trial *t, bool dump, unsigned shard, unsigned nshards,
 {
     enum { PIECES = 20 };
     size_t bytes = nshards * t->shard_size;
-    uint8_t *mem = malloc(t->n * bytes);
+    const struct ts_device *device = ts_device(t->row->device);
+    struct ts_bytes mem = ts_bytes_new(device, t->n * bytes);
     struct iovec *iov = calloc(t->n * PIECES, sizeof *iov);
     struct ucm_sg *v = calloc(t->n, sizeof *v);
     ucm_task *task;
 
-    assert_true(mem && iov && v);
+    assert_true(iov && v);
     for (size_t i = 0; i < t->n; i++) {
-        uint8_t *at = mem + i * bytes;
+        uint8_t *at = mem.at + i * bytes, *view = mem.view + i * bytes;
         ucm_key key = ts_key(t->from + i);
         unsigned k = 0;
         for (unsigned s = 0; dump && s < nshards; s++)
-            ts_fill(&key, shard + s, 0, at + s * t->shard_size, t->shard_size);
+            ts_fill(&key, shard + s, 0, view + s * t->shard_size, t->shard_size);
         for (size_t left = bytes; left; k++) {
             size_t len = k == PIECES - 1 ? left : ts_below(t->rnd, left + 1);
             iov[i * PIECES + k] = (struct iovec){len ? at : NULL, len};
@@ -168,13 +175,13 @@ static void run_sg(struct trial *t, bool dump, unsigned shard, unsigned nshards,
     for (size_t i = 0; i < t->n; i++) {
         text[i] = ts_letter(ucm_task_status(task, i));
         for (unsigned s = 0; text[i] == '.' && s < nshards; s++)
-            if (ts_check(&v[i].key, shard + s, 0, mem + i * bytes + s * t->shard_size,
+            if (ts_check(&v[i].key, shard + s, 0, mem.view + i * bytes + s * t->shard_size,
                          t->shard_size) != t->shard_size)
                 text[i] = 'W';
     }
     text[t->n] = 0;
     ucm_task_free(task);
-    free(mem);
+    ts_bytes_free(device, &mem);
     free(iov);
     free(v);
 }
@@ -256,6 +263,7 @@ static void one_trial(const struct row *row, uint64_t *rnd)
     ts_opt(&t.o, "block_size", "%zu", t.nshards * t.shard_size);
     ts_opt(&t.o, "shard_size", "%zu", t.shard_size);
     ts_opt(&t.o, "device", "%s", row->device);
+    ts_opt(&t.o, "device_id", "%d", ts_device(row->device)->id);
     if (posix) {
         ts_opt(&t.o, "posix_io_engine", "%s", row->engine);
         ts_opt(&t.o, "io_direct", "%s", row->direct ? "true" : "false");
