@@ -501,7 +501,7 @@ static void each_call_may_fail(void **state)
     for (nth = 1; reached; nth++)
         failed += scene(d->test, nth, &reached) != 0;
     assert_true(nth > 20);
-    assert_true(failed >= 8); /* all but those that give something back */
+    assert_true(failed >= 5); /* not those that give something back, or have another way round */
     bool again;
     assert_int_equal(scene(d->test, 0, &again), 0);
 }
