@@ -137,3 +137,17 @@ void peer_end(struct peer *peer)
     assert_int_equal(peer_do(peer, PEER_CLOSE, 0, 0), 0);
     reap(peer);
 }
+
+void peers_keep_to(struct peer *peers, unsigned n, const char *dir, double bound_gb)
+{
+    enum { SAMPLES = 150 };
+    double now = 0, bound = bound_gb * (1 << 30);
+    for (unsigned i = 0; i < n; i++)
+        assert_int_equal(peer_do(&peers[i], PEER_CHURN, 1000000 * i, 16), 0);
+    for (int i = 0; i < SAMPLES || now < 0.5 * bound; i++) {
+        now = (double)disk_usage(dir);
+        assert_true(now <= bound);
+    }
+    for (unsigned i = 0; i < n; i++)
+        peer_kill(&peers[i]);
+}

@@ -30,5 +30,8 @@ void peer_ask(struct peer *peer, enum peer_verb verb, uint64_t first, uint64_t n
 int64_t peer_answer(struct peer *peer);
 void peer_kill(struct peer *peer); /* -9 */
 void peer_end(struct peer *peer);  /* closes its store */
+/* All of them dump as fast as they can, and are killed; meanwhile there are never more than so many
+ * GiB below dir, looked at again and again, also when it is full. */
+void peers_keep_to(struct peer *peers, unsigned n, const char *dir, double bound_gb);
 
 #endif

@@ -45,21 +45,11 @@ static void the_smallest_bound_holds_a_block(void **state)
  * while. */
 static void the_bound_holds_at_every_instant(void **state)
 {
-    enum { SAMPLES = 150 };
-    const double bound = 0.02;
     const char *options = "posix_capacity_gb=0.02 posix_segment_mb=1";
     struct peer peers[3] = {
         peer_start(*state, &shape, options), peer_start(*state, &shape, options),
         peer_start(*state, &shape, "namespace=other posix_capacity_gb=0.02 posix_segment_mb=1")};
-    for (uint64_t i = 0; i < 3; i++)
-        assert_int_equal(peer_do(&peers[i], PEER_CHURN, 1000000 * i, 16), 0);
-    double now = 0;
-    for (int i = 0; i < SAMPLES || now < 0.5 * bound * GIB; i++) { /* also when it is full */
-        now = (double)disk_usage(*state);
-        assert_true(now <= bound * GIB);
-    }
-    for (int i = 0; i < 3; i++)
-        peer_kill(&peers[i]);
+    peers_keep_to(peers, 3, *state, 0.02);
 }
 
 static uint32_t tick_now(void)
