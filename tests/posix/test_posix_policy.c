@@ -242,6 +242,38 @@ static void who_comes_back_has_been_used_again(void **state)
     ucm_store_close(store);
 }
 
+/* What was not used since a moment goes, the rest stays, in a lane of a living process or of none.
+ * Of a use only a living owner knows surely. */
+static void what_was_not_used_since_is_removed(void **state)
+{
+    for (unsigned alive = 0; alive < 2; alive++) {
+        uint64_t first = 10 * alive;
+        struct ucm_manage how = {.op = UCM_MANAGE_RM, .timeout_ms = 60000};
+        struct ucm_manage_total t;
+        ucm_store *store = open_store(*state, &shape, options);
+        for (uint64_t i = 0; i < 4; i++) {
+            one(store, true, first + i);
+            wait_ticks(20);
+        }
+        if (alive)
+            one(store, false, first);
+        else
+            ucm_store_close(store);
+        wait_ticks(20);
+        how.before = time(NULL) - 50 * 16; /* they are 100, 80, 60 and 40 ticks old */
+        assert_int_equal(ucm_manage(*state, &how, &t), 0);
+        if (!alive)
+            store = open_store(*state, &shape, options);
+        assert_int_equal(t.done, alive ? 2 : 3);
+        assert_int_equal(count_found(store, first, 1), alive);
+        assert_int_equal(count_found(store, first + 1, 2), 0);
+        assert_int_equal(count_found(store, first + 3, 1), 1);
+        how.before = 0; /* the next round begins with none */
+        assert_int_equal(ucm_manage(*state, &how, &t), 0);
+        ucm_store_close(store);
+    }
+}
+
 #define TEST(f) cmocka_unit_test_setup_teardown(f, make_dir, remove_dir)
 
 int main(void)
@@ -255,6 +287,7 @@ int main(void)
         TEST(a_lookup_by_another_is_a_use),
         TEST(what_another_loads_from_dram_is_used),
         TEST(who_comes_back_has_been_used_again),
+        TEST(what_was_not_used_since_is_removed),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
