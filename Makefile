@@ -111,7 +111,8 @@ STRESS_SECONDS ?= 600
 stress: build ## failing storage, failing memory and crashes over all engines and tiers, STRESS_SECONDS (600); ends with JSON
 	UC_LOGGER_LEVEL=$(or $(UC_LOGGER_LEVEL),error) $(BUILD)/tests/fault/stress --seconds $(STRESS_SECONDS)
 SOAK_SECONDS ?= 300
-soak: build ## the tests of whole stacks, SOAK_SECONDS (300) for each random one of them
+soak: build ## every crash, every failing operation; the tests of whole stacks, SOAK_SECONDS (300) for each random one
+	UCM_TEST_EVERY=1 $(TESTS) -C $(BUILD) -t 20 --verbose test_crash_points test_posix_faults
 	UCM_TEST_SECONDS=$(SOAK_SECONDS) UCM_TEST_ROUNDS=20000 $(TESTS) -C $(BUILD) --suite store -t 20
 coverage: build-coverage/build.ninja ## line coverage of src/store and src/base by the C tests
 	ninja -C build-coverage && $(TESTS) -C build-coverage

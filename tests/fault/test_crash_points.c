@@ -1,12 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * The crash explorer.  Runs of a store are recorded (crash.h), and of each run many crashes are
- * made up: at each moment, killed or by a power cut.  The store is opened on what is left.  Then
- * every block that comes back is right; every block that had been reported stored comes back, after
- * a kill always, after a power cut where posix_sync is full; new blocks can be dumped and are there
- * after the next start.
+ * made up: at some moments of it or at each, killed or by a power cut.  The store is opened on what
+ * is left.  Then every block that comes back is right; every block that had been reported stored
+ * comes back, after a kill always, after a power cut where posix_sync is full; new blocks can be
+ * dumped and are there after the next start.
  *
- *     UCM_TEST_SECONDS=N      for so long, all scenes together (default 20)
+ *     UCM_TEST_SECONDS=N      for so long, all scenes together (default 20), at moments spread
+ *                             evenly over each run; where they begin follows from the seed
+ *     UCM_TEST_EVERY=1        at every moment, in every way, however long it takes
  *     UCM_TEST_SEED=N         other crashes by chance
  *     UCM_CRASH_LOG=FILE UCM_CRASH_CASE=AT/VARIANT   just the one that a failure named
  */
@@ -23,7 +25,12 @@
 #include "fault.h"
 #include "support.h"
 
-enum { BATCH = 32, NEW = 1000000, NEAR = 8, MAX_FATES = 4096 };
+enum {
+    BATCH = 32,
+    NEW = 1000000,
+    MAX_FATES = 4096,
+    WAYS = 8 /* variants of a crash: the fixed ones, and three by chance */
+};
 
 static uint64_t seed;
 static double seconds_each;
@@ -163,36 +170,33 @@ static bool check(const struct scene *s, const char *dir, const struct crash_fat
 
 /* ---- which crashes ---- */
 
-/* Near changes of names each moment counts: those first, the others in any order. */
-static uint32_t *order_of(const struct crash_log *log, size_t *n_p)
+static bool coprime(size_t a, size_t b)
 {
-    uint32_t *v = malloc((log->now + 1) * sizeof *v);
-    bool *near = calloc(log->now + 1, 1);
-    size_t n = 0, first;
-    uint64_t dice = seed;
-    for (size_t i = 0; i < log->n; i++) {
-        const struct crash_op *op = &log->v[i];
-        if (!op->begin || op->kind < CRASH_MKDIR || op->kind > CRASH_UNLINK)
-            continue;
-        for (uint32_t t = op->begin; t <= log->now && t < op->begin + NEAR; t++)
-            near[t] = true;
+    while (b) {
+        size_t rest = a % b;
+        a = b;
+        b = rest;
     }
-    for (uint32_t t = 1; t <= log->now; t++)
-        if (near[t])
-            v[n++] = t;
-    first = n;
-    for (uint32_t t = 1; t <= log->now; t++)
-        if (!near[t])
-            v[n++] = t;
-    for (size_t i = n; i-- > first + 1;) {
-        size_t k = first + ts_below(&dice, i - first + 1);
-        uint32_t was = v[i];
-        v[i] = v[k];
-        v[k] = was;
-    }
-    free(near);
-    *n_p = n;
-    return v;
+    return a == 1;
+}
+
+/* Each number below `points` once in `points` calls with 0, 1, ..., and the first few of them far
+ * apart: steps of the golden ratio, from where the seed says. */
+static size_t spread(size_t i, size_t points)
+{
+    size_t step = (size_t)((double)points * 0.618) + 1;
+    while (!coprime(step, points))
+        step++;
+    return (seed + i * step) % points;
+}
+
+/* The case of number i: in a pass over all moments each is met once. */
+static struct crash_case case_of(size_t i, size_t points, uint64_t *dice)
+{
+    size_t pass = i / points;
+    struct crash_case c = {.at = 1 + (uint32_t)spread(i % points, points)};
+    c.variant = (uint32_t)(ts_every() ? pass : ts_below(dice, WAYS + pass));
+    return c;
 }
 
 static bool one_case(const struct scene *s, const struct crash_log *log,
@@ -209,15 +213,13 @@ static bool one_case(const struct scene *s, const struct crash_log *log,
 static void explore(const struct scene *s, const struct crash_log *log)
 {
     static struct crash_fate fates[MAX_FATES];
-    size_t n = crash_fates(log, fates, MAX_FATES), points, cases = 0;
-    uint32_t *at = order_of(log, &points);
+    size_t n = crash_fates(log, fates, MAX_FATES), points = log->now, cases = 0;
     uint64_t until = ts_now_ms() + (uint64_t)(seconds_each * 1000);
     struct verdict v = {""};
     bool ok = true;
     uint64_t dice = seed;
-    for (; ok && ts_now_ms() < until; cases++) {
-        struct crash_case c = {.at = at[cases % points]};
-        c.variant = (uint32_t)ts_below(&dice, 8 + cases / points);
+    for (; ok && (ts_every() ? cases < WAYS * points : ts_now_ms() < until); cases++) {
+        struct crash_case c = case_of(cases, points, &dice);
         ok = one_case(s, log, fates, n, c, &v);
         if (ok)
             continue;
@@ -233,7 +235,6 @@ static void explore(const struct scene *s, const struct crash_log *log)
     }
     print_message("# %s: %zu crashes at %zu of %zu moments, %zu blocks came back\n", s->name, cases,
                   cases < points ? cases : points, points, v.right);
-    free(at);
     if (!ok)
         fail_msg("%s", v.text);
 }

@@ -1,9 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Each operation on the disk is spoilt once, for all of them in turn: reads, writes, syncs, reads
- * of journals, and every change of a name or a size (fault.h).  Whatever happens, each slice ends,
- * nothing wrong is ever loaded, and the next life of the store finds only what is right and can
- * store again.
+ * Operations on the disk are spoilt, one in a life: reads, writes, syncs, reads of journals, and
+ * every change of a name or a size (fault.h).  Whatever happens, each slice ends, nothing wrong is
+ * ever loaded, and the next life of the store finds only what is right and can store again.
+ *
+ *     UCM_TEST_EVERY=1   each of them in each way, under each engine; else under the engine, and
+ *                        beginning with the operation, that the seed says, by the steps below
+ *     UCM_TEST_SEED=N    that seed
  */
 #include "harness.h"
 
@@ -13,14 +16,24 @@
 
 #include "fault.h"
 #include "store/posix.h"
+#include "support.h"
 
 /* ---- a life of a store ---- */
 
 enum { BLOCKS = 40, SHARDS = 4, STEP = 5 };
 
 static const struct shape shape = {4096, SHARDS, 2};
-/* Some twenty slots: segments are made, blocks evicted. */
-#define OPTIONS "posix_capacity_gb=0.0009 posix_sync=full"
+static const char *const engines[] = {"psync", "aio", "io_uring"};
+static const char *engine;
+static uint64_t seed;
+
+static const char *options(const char *more)
+{
+    static char text[256]; /* some twenty slots: segments are made, blocks evicted */
+    snprintf(text, sizeof text, "posix_capacity_gb=0.0009 posix_sync=full posix_io_engine=%s%s",
+             engine, more);
+    return text;
+}
 
 static void try_dump(ucm_store *store, struct memory *m, uint64_t first)
 {
@@ -77,7 +90,7 @@ static void live(const char *dir)
     struct memory m;
     char text[512];
     /* Of a block that lost a shard the others wait in vain for so long. */
-    if (try_open(dir, &shape, OPTIONS " timeout_ms=200", &store, text, sizeof text) < 0)
+    if (try_open(dir, &shape, options(" timeout_ms=200"), &store, text, sizeof text) < 0)
         return; /* said why */
     const struct ucmi_backends *tier = store->tiers[0].priv;
     if (tier->v[0]->away) { /* said so, and takes nothing */
@@ -103,7 +116,7 @@ static void count_bad(void *arg, const struct ucm_lane_info *lane)
  */
 static void afterwards(const char *dir, bool honest)
 {
-    ucm_store *store = open_store(dir, &shape, OPTIONS);
+    ucm_store *store = open_store(dir, &shape, options(""));
     struct memory m;
     uint64_t bad = 0;
     struct ucm_inspect how = {.flags = UCM_INSPECT_VERIFY, .arg = &bad, .lane = count_bad};
@@ -124,18 +137,19 @@ static void afterwards(const char *dir, bool honest)
     ucm_store_close(store);
 }
 
-/* Every step-th operation of these kinds, from the first on, until a life has no more. */
-static void each_in_turn(const char *dir, const struct fault_plan *way, unsigned step, bool honest)
+/* Every step-th operation of these kinds until a life has no more. */
+static void under_one_engine(const char *dir, const struct fault_plan *way, unsigned step,
+                             bool honest)
 {
     char path[512];
-    uint64_t at = 1;
+    uint64_t at = 1 + seed % step;
     bool met = true;
     snprintf(path, sizeof path, "%s/ucm", dir);
     for (; met; at += step) {
         struct fault_plan plan = *way;
         plan.at = at;
         if (getenv("UCMT_TRACE"))
-            print_message("# %s, operation %llu\n", fault_way_name(plan.way),
+            print_message("# %s, %s, operation %llu\n", engine, fault_way_name(plan.way),
                           (unsigned long long)at);
         fault_plan(&plan, 1, at);
         live(dir);
@@ -144,7 +158,18 @@ static void each_in_turn(const char *dir, const struct fault_plan *way, unsigned
         afterwards(dir, honest);
         remove_tree(path);
     }
+    print_message("# %s: every %u of %llu operations\n", engine, step,
+                  (unsigned long long)at - step);
     assert_true(at > 100); /* a life has many operations */
+}
+
+static void each_in_turn(const char *dir, const struct fault_plan *way, unsigned step, bool honest)
+{
+    unsigned n = ts_every() ? TS_LEN(engines) : 1;
+    for (unsigned i = 0; i < n; i++) {
+        engine = engines[(seed + i) % TS_LEN(engines)];
+        under_one_engine(dir, way, ts_every() ? 1 : step, honest);
+    }
 }
 
 #define EACH(name, honest, step, ...)                                                              \
@@ -170,14 +195,13 @@ static void order_and_pace_do_not_matter(void **state)
         {.kinds = FAULT_BATCH, .way = FAULT_WAY_REORDER, .one_in = 2},
         {.kinds = FAULT_BATCH, .way = FAULT_WAY_DELAY, .one_in = 8, .delay_us = 3000},
     };
-    static const char *const engines[] = {"psync", "aio", "io_uring"};
-    char options[256];
     for (unsigned i = 0; i < 3; i++) {
         ucm_store *store;
         struct memory m;
-        snprintf(options, sizeof options, "posix_io_engine=%s", engines[i]);
+        char one[64];
+        snprintf(one, sizeof one, "posix_io_engine=%s", engines[i]);
         fault_plan(plans, 2, 1 + i);
-        store = open_store(*state, &shape, options);
+        store = open_store(*state, &shape, one);
         memory_new(&m, store, &shape, 4 * STEP);
         for (uint64_t k = 0; k < 4; k++) {
             dump_all(store, &m, 100 * i + 4 * STEP * k);
@@ -212,6 +236,7 @@ int main(void)
         TEST(each_is_lost),
         TEST(order_and_pace_do_not_matter),
     };
+    seed = ts_seed();
     cmocka_set_test_filter(getenv("UCM_TEST_FILTER"));
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

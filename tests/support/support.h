@@ -31,6 +31,8 @@ _Noreturn void ts_die(const char *fmt, ...) TS_PRINTF(1, 2);
 uint64_t ts_now_ms(void);
 /* Seconds a randomised test may take: UCM_TEST_SECONDS if given, else `def`. */
 double ts_seconds(double def);
+/* Whether all there is is to be tried, whatever the clock says: UCM_TEST_EVERY is set. */
+bool ts_every(void);
 /* A small random generator; the seed of a test is printed, or comes from UCM_TEST_SEED. */
 uint64_t ts_seed(void);
 uint64_t ts_random(uint64_t *state);

@@ -51,6 +51,11 @@ double ts_seconds(double def)
     return given && *given ? atof(given) : def;
 }
 
+bool ts_every(void)
+{
+    return getenv("UCM_TEST_EVERY") != NULL;
+}
+
 uint64_t ts_seed(void)
 {
     const char *given = getenv("UCM_TEST_SEED");
