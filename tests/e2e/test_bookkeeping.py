@@ -39,6 +39,7 @@ class FakeStore:
     def __init__(self):
         self.tiers: dict[bytes, int] = {}
         self.lookups = 0
+        self.counted: list[str] = []
         self.asked: list[int] = []
         self.error: OSError | None = None
 
@@ -48,6 +49,9 @@ class FakeStore:
         if self.error:
             raise self.error
         return bytes(self.tiers.get(keys[i:i + 16], 0) for i in range(0, len(keys), 16))
+
+    def count(self, name: str, n: int) -> None:
+        self.counted += [name] * n
 
     def put(self, request: Request, positions, tier: int = 2, group: int = 0) -> None:
         self.tiers.update({request.key(p, group): tier for p in positions})
@@ -459,6 +463,7 @@ def test_a_hit_is_what_all_stages_of_a_pipeline_have():
     third.put(r, [0, 1, 2, 4], tier=1)
     first.put(early := Request("b", 1000), range(6))
     assert s.side.match(early, 0).tokens == 0  # not all have told what they are
+    assert first.counted == ["lookup_refused_total"]
     for stage, store in ((0, None), (1, second), (2, third)):
         s.side.add_stage(stage, f"stage {stage}", lambda store=store: store)
     s.admit(r)

@@ -220,6 +220,7 @@ class SchedulerSide:
                              "nothing will be found. If UCMConnector is below MultiConnector, put it first there",
                              self._geo.stages, len(self._stores))
             self._incomplete = True
+            self._stores[self._geo.stage].count("lookup_refused_total", 1)
             return bytes(count)
         try:
             for n, store in enumerate(self._stores.values()):
