@@ -44,7 +44,8 @@ class Recorder:
             self.path, maxBytes=_number("UCM_LOG_MAX_SIZE", 5) << 20,
             backupCount=_number("UCM_LOG_MAX_FILES", 10) - 1)
         self._file.handleError = lambda record: self._lose("cannot be written", exc_info=True)
-        self._lost = False
+        self._lost = self._told = 0  # lines; of those, how many told by lost()
+        self._losing = threading.Lock()
         self._queue: queue.Queue = queue.Queue(WAITING)
         self._thread = threading.Thread(target=self._write, name="ucm-traces", daemon=True)
         self._thread.start()
@@ -54,6 +55,12 @@ class Recorder:
             self._queue.put_nowait((arrival_s, input_length, output_length, keys))
         except queue.Full:
             self._lose("come faster than they can be written")
+
+    def lost(self) -> int:
+        """Lines lost since it was last asked."""
+        new = self._lost - self._told
+        self._told += new
+        return new
 
     def close(self) -> None:
         with contextlib.suppress(queue.Full):
@@ -73,9 +80,11 @@ class Recorder:
             self._file.emit(logging.makeLogRecord({"msg": line}))
 
     def _lose(self, why: str, **kwargs) -> None:
-        if not self._lost:
+        with self._losing:
+            self._lost += 1
+            first = self._lost == 1
+        if first:
             logger.warning("traces %s; some are lost (said once): %s", why, self.path, **kwargs)
-        self._lost = True
 
 
 def directory_of(option: str) -> Path:

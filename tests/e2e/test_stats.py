@@ -101,6 +101,22 @@ def test_a_failing_lookup_is_counted():
     assert m.take().data["0"]["lookup_errors_total"] == 2
 
 
+def test_lost_lines_of_traces_are_counted():
+    from types import SimpleNamespace
+
+    from ucm.integration.vllm.ucm_connector import UCMConnector
+
+    store, m = meter(interval_s=3600)
+    m.take()
+    connector = SimpleNamespace(
+        _meter=m, _traces=SimpleNamespace(record=lambda *line: None, lost=iter([2, 0, 3]).__next__),
+        _scheduler=SimpleNamespace(prompt_keys=lambda request: b"", finished=lambda request, blocks: False))
+    request = SimpleNamespace(arrival_time=0, num_prompt_tokens=0, num_output_tokens=0)
+    for _ in range(3):
+        UCMConnector.request_finished_all_groups(connector, request, ([],))
+    assert m.take().data["0"]["traces_lost_total"] == 5
+
+
 def test_stats_of_several_workers_add_up():
     from ucm.integration.vllm.stats import Stats
 

@@ -61,6 +61,7 @@ def test_a_directory_that_does_not_take_lines_costs_no_time(tmp_path, caplog, mo
     for _ in range(2000):
         r.record(0, 0, 0, b"")
     assert caplog.text.count("some are lost") == 1
+    assert 2000 - traces.WAITING - 1 <= r.lost() <= 2000 - traces.WAITING and r.lost() == 0
     r.close()
     answers.set()
 

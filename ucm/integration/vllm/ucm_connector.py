@@ -179,6 +179,8 @@ class UCMConnector(KVConnectorBase_V1, compat.SupportsHMA):
         if self._traces:
             self._traces.record(request.arrival_time, request.num_prompt_tokens, request.num_output_tokens,
                                 self._scheduler.prompt_keys(request))
+            if lost := self._traces.lost():
+                self._meter.count("traces_lost_total", lost)
         return self._scheduler.finished(request, block_ids), None
 
     def request_finished(self, request: Request,
