@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 from models import prompt
 from support import BLOCK, RATIO, geometry
@@ -98,7 +100,30 @@ def test_what_is_never_stored_is_forgotten():
     w.take()
     w.take(61)
     w.store.put(w.request, [0])
-    assert w.take() == []
+    assert w.take() == [] and w.events.forgotten == 1
+
+
+def test_of_too_many_that_are_waited_for_the_oldest_are_forgotten(monkeypatch):
+    from ucm.integration.vllm import events
+
+    monkeypatch.setattr(events, "MOST", 2)
+    w = Watched()
+    w.save(0, 3)
+    w.store.put(w.request, range(3))
+    assert w.take() == [("Stored", w.hashes(1)), ("Stored", w.hashes(2))] and w.events.forgotten == 1
+
+
+def test_what_is_forgotten_is_counted_once():
+    from ucm.integration.vllm.stats import Meter
+    from ucm.integration.vllm.ucm_connector import UCMConnector
+
+    w = Watched()
+    w.events.forgotten = 2
+    w.store.metrics = dict
+    connector = SimpleNamespace(_meter=Meter(w.store, "0"), _scheduler=SimpleNamespace(events=w.events))
+    for _ in range(2):
+        UCMConnector.take_events(connector)
+    assert connector._meter.take().data == {"0": {"events_forgotten_total": 2}}
 
 
 def test_a_look_is_bounded_and_nothing_is_left_out():

@@ -35,6 +35,7 @@ class Events:
         self._new: deque[tuple[bytes, float, Any]] = deque(maxlen=MOST)  # key, until when, its event
         self._announced: OrderedDict[bytes, list[Any]] = OrderedDict()  # key -> hashes, longest not looked at first
         self._next = 0.0
+        self.forgotten = 0  # blocks waited for in vain: they came too late, or too many at once
 
     def saved(self, request: Request, first: int, keys: bytes) -> None:
         """Blocks from that position on are given to be saved."""
@@ -43,6 +44,7 @@ class Events:
         for i in range(len(keys) // 16):
             at = (first + i) * per_block
             hashes = [compat.event_hash(h) for h in request.block_hashes[max(at - 1, 0):at + per_block]]
+            self.forgotten += len(self._new) == self._new.maxlen
             self._new.append((keys[16 * i:16 * i + 16], until, compat.block_stored(
                 block_hashes=hashes[-per_block:], parent_block_hash=hashes[0] if at else None,
                 token_ids=list(request.all_token_ids[(first + i) * tokens:(first + i + 1) * tokens]),
@@ -69,6 +71,8 @@ class Events:
                 self._announced[key] = event.block_hashes
             elif now < until:
                 self._new.append((key, until, event))
+            else:
+                self.forgotten += 1
         over = range(max(0, len(self._announced) - MOST))
         return events + self._gone([self._announced.popitem(last=False)[1] for _ in over])
 

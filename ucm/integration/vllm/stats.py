@@ -27,7 +27,7 @@ logger = logging.getLogger(f"vllm.{__name__}")
 
 # What a Meter adds to the store's own metrics.  Milliseconds, and GB a second.
 SCHEDULERS = ("lookup_errors_total", "lookup_refused_total", "loads_late_total", "hit_dram_tokens_total",
-              "hit_slower_tokens_total", "traces_lost_total")
+              "hit_slower_tokens_total", "traces_lost_total", "events_forgotten_total")
 MEASURED = SCHEDULERS + (
     "load_requests_num", "load_blocks_num", "load_duration", "load_speed", "save_requests_num", "save_blocks_num",
     "save_duration", "save_speed", "save_stored_duration", "lookup_duration", "interval_lookup_hit_rates")

@@ -172,7 +172,13 @@ class UCMConnector(KVConnectorBase_V1, compat.SupportsHMA):
             self._scheduler.lost(connector_output.invalid_block_ids)
 
     def take_events(self) -> list[Any]:
-        return self._scheduler.events.take() if self._scheduler.events else []
+        if (events := self._scheduler.events) is None:
+            return []
+        taken = events.take()
+        if events.forgotten:
+            self._meter.count("events_forgotten_total", events.forgotten)
+            events.forgotten = 0
+        return taken
 
     def request_finished_all_groups(self, request: Request,
                                     block_ids: tuple[list[int], ...]) -> tuple[bool, dict[str, Any] | None]:
