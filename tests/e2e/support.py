@@ -138,6 +138,9 @@ def tokens(answers: list[dict]) -> list[list[int]]:
     return [a["tokens"] for a in answers]
 
 
-def hits(life: Life) -> list[tuple[int, int, int]]:
-    """Of each request so far: full blocks, hits in the engine, hits in ucm."""
-    return [tuple(map(int, m)) for m in HIT_LINE.findall(life.log.read_text(errors="replace"))]
+def hits(life: Life, lost: bool = False) -> list[tuple[int, int, int]]:
+    """Of each request so far: full blocks, hits in the engine, hits in ucm.  The line is written before the load:
+    unless some are to be lost, all of them have been loaded since, or are about to be."""
+    log = life.log.read_text(errors="replace")
+    assert ("could not be loaded" in log) == lost and "without asking" not in log
+    return [tuple(map(int, m)) for m in HIT_LINE.findall(log)]

