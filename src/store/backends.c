@@ -230,17 +230,48 @@ static void backends_lookup(struct ucm_tier *t, const ucm_key *keys, size_t n, u
     probe_all(b, usable, keys, n, rank, level, found, call);
 }
 
+/* Of these keys those that cannot be found any more: what is gone from one backend may lie in
+ * another, where it was stored while that one hung. */
+static size_t not_found(struct ucm_tier *t, ucm_key *keys, size_t n)
+{
+    enum { STEP = 256 };
+    struct ucmi_backends *b = t->priv;
+    const struct ucm_lookup call = {.use = UCM_LOOKS_ONLY};
+    bool all[UCMI_MAX_BACKENDS];
+    size_t kept = 0;
+    memset(all, true, sizeof all);
+    for (size_t i = 0; i < n; i += STEP) {
+        uint8_t whole[STEP], found[STEP];
+        size_t step = MIN(n - i, (size_t)STEP);
+        memset(whole, 1, step);
+        for (uint32_t rank = 0; rank < t->geo->ranks; rank++) {
+            memset(found, 0, step);
+            probe_all(b, all, keys + i, step, rank, 1, found, &call);
+            for (size_t k = 0; k < step; k++)
+                whole[k] &= found[k];
+        }
+        for (size_t k = 0; k < step; k++)
+            if (!whole[k])
+                keys[kept++] = keys[i + k];
+    }
+    return kept;
+}
+
 static ssize_t backends_removed(struct ucm_tier *t, ucm_key *keys, size_t n, uint64_t *lost)
 {
     struct ucmi_backends *b = t->priv;
-    size_t told = 0;
-    for (unsigned i = 0; i < b->n; i++) {
-        ssize_t more = ucmi_posix_removed(b->v[i], keys + told, n - told, lost);
-        if (more < 0)
-            return told ? (ssize_t)told : more;
-        told += (size_t)more;
-    }
-    return (ssize_t)told;
+    size_t told, kept;
+    do { /* until there is one to tell, or nothing more */
+        told = 0;
+        for (unsigned i = 0; i < b->n; i++) {
+            ssize_t more = ucmi_posix_removed(b->v[i], keys + told, n - told, lost);
+            if (more < 0)
+                return told ? (ssize_t)told : more;
+            told += (size_t)more;
+        }
+        kept = b->n > 1 ? not_found(t, keys, told) : told;
+    } while (told && !kept);
+    return (ssize_t)kept;
 }
 
 const struct ucm_tier_ops ucmi_tier_posix = {

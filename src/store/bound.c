@@ -139,12 +139,13 @@ int ucmi_bound_lengthen(struct ucmi_posix *p, int fd, uint64_t len)
     if (fstat(fd, &st) < 0)
         return -errno;
     uint64_t has = MIN((uint64_t)st.st_size, len);
-    int lock = p->capacity ? lock_root(p) : 0;
+    bool locks = p->capacity && !p->shrinking; /* else we hold it already */
+    int lock = locks ? lock_root(p) : 0;
     int err = lock < 0 ? lock : ucmi_bound_check(p, ucmi_bound_charge(len - has));
     struct ucm_file f = {.op = UCM_FILE_ALLOCATE, .fd = fd, .len = (off_t)len};
     if (!err)
         err = ucmi_io_file(&p->io, &f);
-    if (p->capacity)
+    if (locks)
         ucmi_file_close(p, lock);
     return err;
 }
@@ -206,16 +207,18 @@ int ucmi_bound_give_up(struct ucmi_posix *p, struct ucmi_lane *lane, uint32_t se
         lane->own->live--;
     }
     pthread_rwlock_unlock(&p->lock);
-    err = n ? ucmi_commit_now(p, lane, v, n) : 0;
-    free(v);
-    if (err < 0) { /* what the journal says now is for who reads it anew */
-        ucmi_own_lose(p, lane, "its journal could not be written", err);
-        return err;
-    }
+    /* The file first: what it gives back may be the only room for that many records. */
     ucmi_own_remove_segment(p, lane, segment);
     ucmi_count(p->t->counters, UCMI_DISK_EVICTED, (int64_t)n);
     ucmi_seg_name(name, segment);
-    return ucmi_file_remove(p, lane->dir, name, 0);
+    int removed = ucmi_file_remove(p, lane->dir, name, 0);
+    err = n ? ucmi_commit_now(p, lane, v, n) : 0;
+    free(v);
+    if (err < 0) /* what the journal says now is for who reads it anew */
+        ucmi_own_lose(p, lane, "its journal could not be written", err);
+    else
+        ucmi_commit_tidy(p, lane, false);
+    return err < 0 ? err : removed;
 }
 
 enum { PINNED_TOO = UINT32_MAX }; /* as if all pins had ended */
@@ -271,9 +274,11 @@ void ucmi_bound_enforce(struct ucmi_posix *p)
     int lock = lock_root(p);
     if (lock < 0)
         return;
+    p->shrinking = true;
     int err = ucmi_bound_check(p, 0);
     while (err == -ENOSPC && (err = shrink_step(p)) == 0)
         err = ucmi_bound_check(p, 0);
+    p->shrinking = false;
     p->fits = err == 0;
     ucmi_file_close(p, lock);
 }

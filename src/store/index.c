@@ -189,8 +189,10 @@ static bool probe(const struct ucmi_index *ix, size_t i, const ucm_key *key, uin
         if (!same_block(e, key, rank))
             continue;
         /* Written only when it grows: lookups of many threads share the line else, and who has
-         * loaded a block does not end the lease of who is going to. */
-        if (atomic_load_explicit(&e->seen, memory_order_relaxed) < now)
+         * loaded a block does not end the lease of who is going to.  Or when it cannot be: that is
+         * later than the lease of who looks up now. */
+        uint32_t seen = atomic_load_explicit(&e->seen, memory_order_relaxed);
+        if (seen < now || (now && seen > now + 2 * UCMI_LEASE_S))
             atomic_store_explicit(&e->seen, now, memory_order_relaxed);
         return true;
     }

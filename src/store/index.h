@@ -20,6 +20,14 @@ struct ucmi_entry {
 };
 _Static_assert(sizeof(struct ucmi_entry) == 32, "two entries a cache line");
 
+/* A block that a lookup has found is not evicted for so long.  Who was seen later than now was seen
+ * by a clock that has been set back since: that says nothing. */
+enum { UCMI_LEASE_S = 10 };
+static inline bool ucmi_lease_lasts(uint32_t seen, uint32_t now)
+{
+    return seen <= now + UCMI_LEASE_S && now < seen + UCMI_LEASE_S;
+}
+
 enum { UCMI_GONE = 1 << 16 };
 struct ucmi_gone { /* what has been taken out and not been told; a ring */
     uint64_t lost; /* besides */

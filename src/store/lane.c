@@ -193,10 +193,13 @@ void ucmi_seg_hold(struct ucmi_move *m)
     struct ucmi_lane *lane = m->lane;
     lane->ios++;
     lane->segs[m->place / lane->slots].ios++;
-    /* A lane that becomes ours under a load is read like another's to its end. */
-    m->own_slot = lane->own != NULL;
-    if (m->own_slot)
+    /* A lane that becomes ours under a load is read like another's to its end, and so is one that
+     * was ours from now on. */
+    m->own_slot = lane->own && !lane->own->lost;
+    if (m->own_slot) {
         ucmi_own_slot(lane, m->place)->ios++;
+        lane->own->reads++;
+    }
 }
 
 void ucmi_seg_release(struct ucmi_posix *p, struct ucmi_move *m)
@@ -207,6 +210,7 @@ void ucmi_seg_release(struct ucmi_posix *p, struct ucmi_move *m)
     lane->segs[place / lane->slots].ios--;
     if (m->own_slot) {
         struct ucmi_slot *slot = ucmi_own_slot(lane, place);
+        lane->own->reads--;
         if (--slot->ios == 0 && slot->state == UCMI_DISK_DRAINING)
             ucmi_own_free_slot(p, lane, place);
     }

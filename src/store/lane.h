@@ -131,7 +131,8 @@ struct ucmi_own {
     struct ucmi_victim *victims; /* coldest first; checked again before they go */
     size_t nvictims, next_victim, cap_victims;
     uint64_t scan_after_ns; /* victims are not looked for before; 0: at once */
-    bool lost; /* nothing new begins; let go when no slot is open and no record flies */
+    uint32_t reads;         /* moves that hold a slot of it */
+    bool lost; /* nothing new begins; let go when no slot is open or read and no record flies */
     struct ucmi_batch pending, flying;
     enum ucmi_commit_stage stage;
     uint32_t syncing; /* stage DATA: which segment */

@@ -66,6 +66,8 @@ static int write_json(struct ucmi_posix *p, int ns)
     free(text);
     if (!err)
         err = ucmi_file_rename(p, ns, temp, "namespace.json");
+    if (fd >= 0 && err)
+        ucmi_file_remove(p, ns, temp, 0);
     if (err == -EEXIST) /* that thread writes it just now */
         return 0;
     return err == -ENOENT && fstatat(ns, "namespace.json", &st, AT_SYMLINK_NOFOLLOW) == 0 ? 0 : err;

@@ -260,7 +260,7 @@ static int replay(struct ucmi_posix *p, struct ucmi_lane *lane, const struct ucm
 /* A segment that is too short and holds nothing was being made when its maker died: it goes.  One
  * that holds blocks was cut by somebody: it gets its length back if that fits the bound, and its
  * blocks their check. */
-static void mend_segment(struct ucmi_posix *p, struct ucmi_lane *lane, uint32_t segment)
+static int mend_segment(struct ucmi_posix *p, struct ucmi_lane *lane, uint32_t segment)
 {
     struct ucmi_seg *seg = &lane->segs[segment];
     uint32_t live = 0;
@@ -268,14 +268,16 @@ static void mend_segment(struct ucmi_posix *p, struct ucmi_lane *lane, uint32_t 
     for (uint32_t i = 0; i < lane->slots; i++)
         live += seg->slots[i].state == UCMI_DISK_LIVE;
     int fd = live ? ucmi_seg_fd(p, lane, segment, false) : -ENOENT;
-    if (fd >= 0 && ucmi_bound_lengthen(p, fd, ucmi_lane_segment(lane)) == 0)
-        return;
+    int err = fd < 0 ? fd : ucmi_bound_lengthen(p, fd, ucmi_lane_segment(lane));
+    if (!err || err == -EAGAIN) /* somebody else is counting: the lane is tried again */
+        return err;
     lane->own->live -= live;
     lane->own->missing |= live != 0;
     char name[24];
     ucmi_seg_name(name, segment);
     ucmi_file_remove(p, lane->dir, name, 0);
     forget_segment(p, lane, segment);
+    return 0;
 }
 
 static int write_head(struct ucmi_posix *p, struct ucmi_lane *lane, struct ucmi_journal_header *h)
@@ -385,7 +387,7 @@ static int fill(struct ucmi_posix *p, struct ucmi_lane *lane)
         err = replay(p, lane, own->head);
     for (uint32_t g = 0; !err && g < lane->nsegs; g++)
         if (lane->segs[g].cut)
-            mend_segment(p, lane, g);
+            err = mend_segment(p, lane, g);
     if (err < 0)
         return err;
     bool same = followed == own->tail.pos.seq && slots == lane->slots && !own->missing;
@@ -616,7 +618,7 @@ void ucmi_own_lose(struct ucmi_posix *p, struct ucmi_lane *lane, const char *why
 void ucmi_own_drain(struct ucmi_posix *p, struct ucmi_lane *lane)
 {
     const struct ucmi_own *own = lane->own;
-    if (own->stage != UCMI_COMMIT_IDLE || own->open || lane->ios)
+    if (own->stage != UCMI_COMMIT_IDLE || own->open || own->reads)
         return;
     ucmi_own_release(p, lane);
     ucmi_lane_unindex(p, lane); /* followed again, it is read from its beginning */

@@ -34,7 +34,6 @@
 
 enum ucmi_sync { UCMI_SYNC_NONE, UCMI_SYNC_DATA, UCMI_SYNC_FULL };
 enum {
-    UCMI_LEASE_S = 10,         /* a block found by a lookup is not evicted for so long */
     UCMI_READ_BUF = 1 << 20,   /* journals are read in steps of this */
     UCMI_RETRY_NS = 1000000000 /* a lane that cannot be had is tried for again after that */
 };
@@ -215,6 +214,7 @@ struct ucmi_posix {
     struct ucmi_telling telling;
     unsigned open_segs;
     unsigned failures;  /* dumps in a row */
+    bool shrinking;     /* the lock of the bound is held until all fits */
     bool fits;          /* all there is has been seen to fit the bound */
     uint64_t let_go_ns; /* when segments of others are closed; UINT64_MAX: none is open */
     uint64_t want_ns;   /* the last want for room that was ours, or was answered */

@@ -91,6 +91,8 @@ static bool overtaken(struct ucmi_posix *p, const struct ucmi_move *m)
 {
     if (m->own_slot)
         return false;
+    if (m->lane->own && m->lane->own->lost)
+        return true; /* whoever has it now may have; what we know of it is from before */
     ucmi_lanes_refresh(p);
     const struct ucmi_entry *e =
         ucmi_index_find(&p->index, &m->part->s->key, (uint16_t)p->geo->rank, m->lane->id);

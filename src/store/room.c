@@ -242,7 +242,7 @@ uint32_t ucmi_slot_seen(struct ucmi_posix *p, const struct ucmi_lane *lane, stru
 static bool leased(struct ucmi_posix *p, const struct ucmi_lane *lane, struct ucmi_slot *slot,
                    uint32_t now)
 {
-    return ucmi_slot_seen(p, lane, slot) + UCMI_LEASE_S > now ||
+    return ucmi_lease_lasts(ucmi_slot_seen(p, lane, slot), now) ||
            ucmi_slot_pinned(slot, ucmi_tick(now));
 }
 

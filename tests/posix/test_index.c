@@ -231,6 +231,31 @@ static void what_cannot_be_told_is_counted(void **state)
     ucmi_index_destroy(&ix);
 }
 
+static uint32_t seen_when_found(struct ucmi_index *ix, uint32_t now)
+{
+    ucm_key key = key_of(1);
+    uint8_t found = 0;
+    ucmi_index_probe(ix, &key, 1, 0, now, 1, &found);
+    assert_int_equal(found, 1);
+    return ucmi_index_find(ix, &key, 0, 1)->seen;
+}
+
+static void who_was_seen_later_than_now_was_not(void **state)
+{
+    struct ucmi_index ix;
+    assert_int_equal(ucmi_index_init(&ix), 0);
+    ucmi_index_put(&ix, &(struct ucmi_entry){.key = key_of(1), .lane = 1}, NULL);
+    assert_int_equal(seen_when_found(&ix, 1000), 1000);
+    assert_int_equal(seen_when_found(&ix, 1000 - UCMI_LEASE_S), 1000); /* its lease goes on */
+    assert_int_equal(seen_when_found(&ix, 0), 1000);                   /* a look is no use */
+    assert_int_equal(seen_when_found(&ix, 400), 400);                  /* the clock was set back */
+    assert_true(ucmi_lease_lasts(1000, 1000 + UCMI_LEASE_S - 1));
+    assert_true(ucmi_lease_lasts(1000, 999));
+    assert_false(ucmi_lease_lasts(1000, 1000 + UCMI_LEASE_S));
+    assert_false(ucmi_lease_lasts(1000, 400));
+    ucmi_index_destroy(&ix);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -239,6 +264,7 @@ int main(void)
         cmocka_unit_test(room_that_was_made_is_enough),
         cmocka_unit_test(what_is_gone_is_told_once),
         cmocka_unit_test(what_cannot_be_told_is_counted),
+        cmocka_unit_test(who_was_seen_later_than_now_was_not),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

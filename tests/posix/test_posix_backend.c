@@ -229,6 +229,52 @@ static void several_backends_share_the_blocks(void **state)
     ucm_store_close(store);
 }
 
+static unsigned count_removed(ucm_store *store)
+{
+    ucm_key keys[8];
+    uint64_t lost = 0;
+    unsigned n = 0;
+    count_found(store, MANY, 1); /* a miss has the journals read */
+    for (ssize_t told; (told = ucm_removed(store, keys, 8, &lost)) > 0;)
+        n += (unsigned)told;
+    assert_int_equal(lost, 0);
+    return n;
+}
+
+static int not_the_last(void *arg, const char *ns, const char *lane,
+                        const struct ucm_block_info *info)
+{
+    ucm_key last = key_of(MANY - 1);
+    return !ucmi_key_eq(&last, &info->key);
+}
+
+/* Blocks that two of them have, as when one hung for a while, are gone when both have lost them. */
+static void what_another_backend_has_is_not_gone(void **state)
+{
+    char path[2][512];
+    for (unsigned i = 0; i < 2; i++) {
+        const char name[] = {"ab"[i], 0};
+        sub_dir(*state, name, true, path[i]);
+        ucm_store *one = open_several(*state, name, NULL);
+        struct memory m;
+        memory_new(&m, one, &shape, MANY);
+        dump_all(one, &m, 0);
+        memory_free(&m);
+        ucm_store_close(one);
+    }
+    ucm_store *store = open_several(*state, "ab", NULL);
+    assert_int_equal(count_removed(store), 0); /* from now on they are kept */
+    for (unsigned i = 0; i < 2; i++) {
+        struct ucm_manage how = {.op = UCM_MANAGE_RM, .want = not_the_last, .timeout_ms = 30000};
+        struct ucm_manage_total total;
+        assert_int_equal(ucm_manage(path[i], &how, &total), 0);
+        assert_int_equal(total.done, MANY - 1);
+        assert_int_equal(count_removed(store), i ? MANY - 1 : 0);
+        assert_int_equal(count_found(store, 0, MANY), i ? 1 : MANY);
+    }
+    ucm_store_close(store);
+}
+
 /* The capacity is one for all of them together. */
 static void several_backends_share_the_capacity(void **state)
 {
@@ -333,6 +379,7 @@ int main(int argc, char **argv)
         TEST(a_full_disk_costs_hits_only),
         TEST(on_a_disk_full_from_the_start_dumps_are_dropped),
         TEST(several_backends_share_the_blocks),
+        TEST(what_another_backend_has_is_not_gone),
         TEST(several_backends_share_the_capacity),
         TEST(losing_a_backend_costs_its_blocks_only),
         TEST(dumps_go_where_they_can_be_written),

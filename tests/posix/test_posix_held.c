@@ -112,6 +112,85 @@ static void damage_found_after_an_adoption(void **state)
     ucm_store_close(store);
 }
 
+/* A lane is lost while blocks of it are read, and other loads of it follow without a pause: it is
+ * let go all the same, and taken again. */
+static void a_lost_lane_is_let_go_under_loads(void **state)
+{
+    enum { FIRST = 6, DEPTH = 8 };
+    ucm_store *store = open_store(*state, &shape, "posix_io_depth=8");
+    struct memory m, first, second, one;
+    memory_new(&m, store, &shape, N);
+    memory_new(&first, store, &shape, FIRST);
+    memory_new(&second, store, &shape, FIRST);
+    memory_new(&one, store, &shape, 1);
+    dump_all(store, &m, 0);
+    paint(&one, 0, 100);
+    struct fault_plan plans[] = {
+        {.kinds = FAULT_READ, .way = FAULT_WAY_HANG, .one_in = 1},
+        {.kinds = FAULT_WRITE, .at = 2}}; /* the journal's, after a block's */
+    fault_plan(plans, 2, 1);
+    ucm_task *loads[2] = {submit(store, &first, false, 0)};
+    fault_await_hanging(FIRST);
+    struct outcome out = move(store, &one, true, 100, 0, 0);
+    assert_int_not_equal(out.stored, 0);
+    free(out.status);
+    loads[1] = submit(store, &second, false, 0); /* two of them begin at once */
+    fault_await_hanging(DEPTH);
+    fault_release();
+    fault_await_hanging(FIRST - 2);
+    assert_int_equal(ucm_task_wait(loads[0], UCM_RELEASED, 60000), 0);
+    do {
+        out = move(store, &one, true, 100, 0, 0);
+        free(out.status);
+    } while (out.stored);
+    assert_int_equal(ucm_task_done(loads[1], UCM_RELEASED), 0);
+    assert_int_equal(count_lanes(*state), 1);
+    nothing_hangs();
+    assert_int_equal(ucm_task_wait(loads[1], UCM_RELEASED, 60000), 0);
+    for (uint64_t i = 0; i < FIRST; i++)
+        assert_true(painted(&first, i, i) && painted(&second, i, i));
+    for (unsigned i = 0; i < 2; i++)
+        ucm_task_free(loads[i]);
+    load_all(store, &m, 0);
+    load_all(store, &one, 100);
+    memory_free(&one);
+    memory_free(&second);
+    memory_free(&first);
+    memory_free(&m);
+    ucm_store_close(store);
+}
+
+/* What a segment that is given up holds need not be written down for its room to be there. */
+static void a_segment_is_given_up_without_room_for_records(void **state)
+{
+    ucm_store *store = open_store(*state, &shape, "posix_segment_mb=1");
+    struct memory m;
+    memory_new(&m, store, &shape, N);
+    for (uint64_t i = 0; i < 30; i++)
+        dump_all(store, &m, i * N);
+    memory_free(&m);
+    ucm_store_close(store);
+    uint64_t before = disk_usage(*state);
+    store = open_store(*state, &shape, "posix_capacity_gb=0.0015 posix_segment_mb=1");
+    memory_new(&m, store, &shape, 1);
+    paint(&m, 0, 1000);
+    struct fault_plan full = {.kinds = FAULT_WRITE, .at = 3}; /* after those that take the lane */
+    fault_plan(&full, 1, 1);
+    struct outcome out = move(store, &m, true, 1000, 0, 0);
+    free(out.status);
+    assert_true(fault_seen(FAULT_WRITE) >= 3);
+    assert_true(disk_usage(*state) + (1 << 19) < before);
+    nothing_hangs();
+    do {
+        out = move(store, &m, true, 1000, 0, 0);
+        free(out.status);
+    } while (out.stored);
+    assert_true((double)disk_usage(*state) <= 0.0015 * (1 << 30));
+    load_all(store, &m, 1000);
+    memory_free(&m);
+    ucm_store_close(store);
+}
+
 /* One I/O that never comes back does not keep a store from being closed; when it does come back at
  * last, all is freed (which the sanitizers' builds see). */
 static void closing_does_not_wait_for_ever(void **state)
@@ -292,6 +371,8 @@ int main(int argc, char **argv)
     const struct CMUnitTest tests[] = {
         TEST(a_lane_adopted_under_a_load),
         TEST(damage_found_after_an_adoption),
+        TEST(a_lost_lane_is_let_go_under_loads),
+        TEST(a_segment_is_given_up_without_room_for_records),
         TEST(closing_does_not_wait_for_ever),
         TEST(storage_that_hangs_is_passed_by),
         TEST(storage_that_hangs_at_the_start_is_used_when_it_answers),

@@ -274,6 +274,24 @@ static void what_was_not_used_since_is_removed(void **state)
     }
 }
 
+/* All of them have just been found, by a clock that is then set back by an hour. */
+static void a_clock_set_back_keeps_no_block(void **state)
+{
+    ucm_store *store = open_store(*state, &shape, options);
+    uint64_t n = 0;
+    double gone = 0;
+    for (; gone == 0; gone = metric(store, "disk_evicted_total"))
+        one(store, true, n++);
+    for (unsigned room = (unsigned)gone - 1; room; room--)
+        one(store, true, n++);
+    assert_true(metric(store, "disk_evicted_total") == gone);
+    assert_int_equal(count_found(store, 0, n), (size_t)blocks(store));
+    atomic_fetch_sub(&ahead, 3600);
+    one(store, true, n);
+    assert_true(metric(store, "disk_evicted_total") > gone);
+    ucm_store_close(store);
+}
+
 #define TEST(f) cmocka_unit_test_setup_teardown(f, make_dir, remove_dir)
 
 int main(void)
@@ -288,6 +306,7 @@ int main(void)
         TEST(what_another_loads_from_dram_is_used),
         TEST(who_comes_back_has_been_used_again),
         TEST(what_was_not_used_since_is_removed),
+        TEST(a_clock_set_back_keeps_no_block),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
