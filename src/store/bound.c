@@ -207,12 +207,14 @@ int ucmi_bound_give_up(struct ucmi_posix *p, struct ucmi_lane *lane, uint32_t se
         lane->own->live--;
     }
     pthread_rwlock_unlock(&p->lock);
-    /* The file first: what it gives back may be the only room for that many records. */
     ucmi_own_remove_segment(p, lane, segment);
     ucmi_count(p->t->counters, UCMI_DISK_EVICTED, (int64_t)n);
     ucmi_seg_name(name, segment);
-    int removed = ucmi_file_remove(p, lane->dir, name, 0);
     err = n ? ucmi_commit_now(p, lane, v, n) : 0;
+    bool full = err == -ENOSPC || err == -EDQUOT; /* the file gives back room for the records */
+    int removed = !err || full ? ucmi_file_remove(p, lane->dir, name, 0) : 0;
+    if (full)
+        err = ucmi_commit_now(p, lane, v, n);
     free(v);
     if (err < 0) /* what the journal says now is for who reads it anew */
         ucmi_own_lose(p, lane, "its journal could not be written", err);

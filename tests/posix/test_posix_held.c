@@ -174,7 +174,9 @@ static void a_segment_is_given_up_without_room_for_records(void **state)
     store = open_store(*state, &shape, "posix_capacity_gb=0.0015 posix_segment_mb=1");
     memory_new(&m, store, &shape, 1);
     paint(&m, 0, 1000);
-    struct fault_plan full = {.kinds = FAULT_WRITE, .at = 3}; /* after those that take the lane */
+    struct fault_plan full = {.kinds = FAULT_WRITE,
+                              .at = 3, /* after those that take the lane */
+                              .err = -ENOSPC};
     fault_plan(&full, 1, 1);
     struct outcome out = move(store, &m, true, 1000, 0, 0);
     free(out.status);
