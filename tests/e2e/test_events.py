@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -186,7 +187,8 @@ def test_an_engine_publishes_them(deploy, tmp_path, given):
         life.call("ask", [prompt(600, 1)])
         life.call("save")
         stored = []
-        while given and sum(len(e.token_ids) for e in stored) < 4 * BLOCK:
+        until = time.monotonic() + 120
+        while given and sum(len(e.token_ids) for e in stored) < 4 * BLOCK and time.monotonic() < until:
             life.call("ask", [prompt(20, 2)])  # events come with steps
             while socket.poll(200):
                 batch = msgspec.msgpack.decode(socket.recv_multipart()[-1], type=KVEventBatch)
