@@ -31,8 +31,8 @@
  *     ucm_load(store, map, &batch, &task);
  *     ucm_task_wait(task, UCM_RELEASED, 30000);                      // and see ucm_task_status()
  *
- * Errors     A call returns 0 or a count, or a negative errno.  Those of ucm's own making are
- * listed in UCM_ERRORS; errors of the operating system pass unchanged.  Outputs (the parameters
+ * Errors     A call returns 0 or a count, or a negative errno.  Those of ucm's own making are in
+ *            UCM_ERRORS; errors of the operating system pass unchanged.  Outputs (the parameters
  *            named *_p) are written only on success.  A block that is absent, damaged or late is a
  *            status of that block, never a failure of the store.
  * Ownership  const arguments are copied, or used only during the call.  Memory named by a map or

@@ -17,8 +17,7 @@ int ucmi_cufile_probe(char *text, size_t len);
 struct ucmi_sim_event;
 struct ucmi_sim_event *ucmi_sim_event_new(void);
 void ucmi_sim_event_fire(struct ucmi_sim_event *event);
-void ucmi_sim_event_await(struct ucmi_sim_event *event,
-                          unsigned n); /* so many are to wait for it */
+void ucmi_sim_event_await(struct ucmi_sim_event *event, unsigned n); /* n are to wait for it */
 void ucmi_sim_event_free(struct ucmi_sim_event *event);
 
 #endif
