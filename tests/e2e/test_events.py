@@ -179,11 +179,13 @@ def test_an_engine_publishes_them(deploy, tmp_path, given):
     from vllm.distributed.kv_events import KVEventBatch
 
     socket = zmq.Context.instance().socket(zmq.SUB)
+    connected = socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED)
     socket.connect(f"ipc://{tmp_path}/events")
     socket.subscribe("")
     d = deploy()
     options = {"kv_events": f"ipc://{tmp_path}/events"} if given else {}
     with d.life(**options) as life:
+        assert not given or connected.poll(60000)  # what is published before that is lost
         life.call("ask", [prompt(600, 1)])
         life.call("save")
         stored = []
