@@ -4,6 +4,7 @@
  */
 #include "tool.h"
 
+#include <stdlib.h>
 #include <string.h>
 
 enum { MAX_DIRECT = 8 };
@@ -68,6 +69,7 @@ static int run_doctor(void *state, unsigned n, char **operands)
     struct doctor *s = state;
     if (strcmp(operands[0], "devices"))
         return cannot("no examination of \"%s\"; there is `ucm doctor devices`", operands[0]);
+    setenv("CUFILE_LOGFILE_PATH", "/dev/null", 0); /* else libcufile leaves a log where we are */
     report_open(&s->report, stdout, s->json);
     report_table(&s->report, "devices", columns, COUNT_OF(columns));
     ucm_devices(show, s);

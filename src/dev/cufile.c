@@ -56,7 +56,7 @@ static const char *text_of(int code)
     for (size_t i = 0; i < ARRAY_LEN(errors); i++)
         if (errors[i].code == code)
             return errors[i].text;
-    return "see the file cufile.log";
+    return "its log says why (CUFILE_LOGFILE_PATH, else cufile.log)";
 }
 
 static int bind(void *library, struct cufile *c, char *text, size_t len)

@@ -72,7 +72,7 @@ static void errors_are_told_by_number_and_remedy(void **state)
         {"cuFileDriverOpen", 5001, {"libcufile.so.0", "error 5001", "nvidia-fs is not loaded"}},
         {"cuFileDriverOpen", 5011, {"error 5011, CUDA error 100", "driver", "CUDA"}},
         {"cuFileDriverOpen", 5033, {"libcufile.so.0", "error 5033", "CUDA driver nor nvidia-fs"}},
-        {"cuFileDriverOpen", 5044, {"libcufile.so.0", "error 5044", "cufile.log"}},
+        {"cuFileDriverOpen", 5044, {"libcufile.so.0", "error 5044", "CUFILE_LOGFILE_PATH"}},
         {"cuFileDriverGetProperties",
          5010,
          {"libcufile.so.0", "error 5010", "nvidia-fs has failed"}},

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The program ucm as a user meets it: what it prints, its exit statuses, its errors.
-usage: test_tool.py UCM MAKE_STORE EXAMPLE OPTIONS_MD HANG [unittest arguments]"""
+usage: test_tool.py UCM MAKE_STORE EXAMPLE OPTIONS_MD HANG FAKES [unittest arguments]"""
 import json
 import os
 import shutil
@@ -11,14 +11,15 @@ import time
 import unittest
 from pathlib import Path
 
-UCM, MAKE_STORE, EXAMPLE, OPTIONS_MD, HANG = (Path(p).resolve() for p in sys.argv[1:6])
+UCM, MAKE_STORE, EXAMPLE, OPTIONS_MD, HANG, FAKES = (Path(p).resolve() for p in sys.argv[1:7])
 GOOD, BAD, CANNOT = 0, 1, 2
 BLOCKS, HEADER, BLOCK = 20, 4096, 65536
+VENDORS = ("cuda", "ascend", "musa", "maca", "hip", "cudart")
 
 
-def ucm(*words, **environment):
+def ucm(*words, cwd=None, **environment):
     env = dict(os.environ, UC_LOGGER_LEVEL="error", **environment)
-    return subprocess.run([UCM, *map(str, words)], capture_output=True, text=True, env=env, timeout=120)
+    return subprocess.run([UCM, *map(str, words)], capture_output=True, text=True, env=env, timeout=120, cwd=cwd)
 
 
 class Tool(unittest.TestCase):
@@ -89,6 +90,19 @@ class Words(Tool):
         self.assertEqual(list(straight), ["cuda"])
         self.assertIn("libcufile.so.0", straight["cuda"]["by"])
         self.ends(ucm("doctor", "teeth"), CANNOT, err="ucm doctor devices")
+
+    def test_doctor_finds_each_vendors_library_and_leaves_nothing_behind(self):
+        """libcufile, if it is not told otherwise, writes a log where it is called."""
+        with tempfile.TemporaryDirectory() as cwd, tempfile.TemporaryDirectory() as logs:
+            done = self.ends(ucm("doctor", "devices", "--json", cwd=cwd, LD_LIBRARY_PATH=str(FAKES)), GOOD)
+            found = {d["device"]: d["count"] for d in json.loads(done.stdout)["devices"]}
+            self.assertEqual(found, {"host": 1, "sim": 1} | dict.fromkeys(VENDORS, 2))
+            self.assertEqual([d["there"] for d in json.loads(done.stdout)["direct"]], [1])
+            self.assertEqual(os.listdir(cwd), [])
+            log = Path(logs, "log")
+            self.ends(ucm("doctor", "devices", cwd=cwd, LD_LIBRARY_PATH=str(FAKES), CUFILE_LOGFILE_PATH=str(log)),
+                      GOOD, out="copies in batches")
+            self.assertTrue(log.exists())
 
     def test_unknown_verb_names_the_nearest(self):
         self.ends(ucm("verfy", "."), CANNOT, err="did you mean `ucm verify`?")
@@ -427,4 +441,4 @@ class Bench(Tool):
 
 
 if __name__ == "__main__":
-    unittest.main(argv=[sys.argv[0], *sys.argv[6:]])
+    unittest.main(argv=[sys.argv[0], *sys.argv[7:]])
