@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * ls, stat and verify: what a storage backend holds.  All three walk it with ucm_inspect, which
- * only reads, so engines may be running.  What verify finds bad it drops with --repair, by
- * ucm_manage.
+ * ls, stat and verify: what a storage backend holds.  All three walk it with ucm_inspect, in a
+ * child (ucm_patience.c), which only reads, so engines may be running.  What verify finds bad it
+ * drops with --repair, by ucm_manage.
  */
 #include "tool.h"
 
@@ -38,16 +38,17 @@ struct look {
     int on_tty;
     time_t shown;
 };
-#define AT(field) offsetof(struct look, field)
+#define AT(field)   offsetof(struct look, field)
+#define NEXT_ANSWER "seconds to wait for the next answer of the storage"
 static const struct opt stat_opts[] = {
-    {"timeout-s", OPT_COUNT, AT(timeout_s), "COUNT", "5",
-     "seconds to wait for the next answer of the storage"},
+    {"timeout-s", OPT_COUNT, AT(timeout_s), "COUNT", "5", NEXT_ANSWER},
     KEY_OPTION(AT(key_file)),
     {"json", OPT_FLAG, AT(json), NULL, NULL, "one JSON object"},
     {NULL},
 };
 static const struct opt ls_opts[] = {
     {"blocks", OPT_FLAG, AT(blocks), NULL, NULL, "list the blocks as well"},
+    {"timeout-s", OPT_COUNT, AT(timeout_s), "COUNT", "5", NEXT_ANSWER},
     KEY_OPTION(AT(key_file)),
     {"json", OPT_FLAG, AT(json), NULL, NULL, "one JSON object"},
     {NULL},
@@ -55,7 +56,7 @@ static const struct opt ls_opts[] = {
 static const struct opt verify_opts[] = {
     {"repair", OPT_FLAG, AT(repair), NULL, NULL, "drop what is bad, also from lanes in use"},
     {"timeout-s", OPT_COUNT, AT(timeout_s), "COUNT", "30",
-     "with --repair: seconds to wait for owners of lanes when none of them answers"},
+     NEXT_ANSWER "; with --repair, also for owners of lanes when none of them answers"},
     KEY_OPTION(AT(key_file)),
     {"json", OPT_FLAG, AT(json), NULL, NULL, "one JSON object"},
     {NULL},
@@ -256,18 +257,19 @@ static void list_lane(struct look *l, const struct ucm_lane_info *v)
                                           {.num = v->locked}});
 }
 
-static int run_ls(void *state, unsigned n, char **operands)
+static int show_ls(void *state, const char *dir)
 {
     struct look *l = state;
-    int status = check_backend(operands[0]);
+    int status = check_backend(dir);
 
     if (status)
         return status;
     report_open(&l->report, stdout, l->json);
-    report_text(&l->report, "backend", operands[0]);
+    report_text(&l->report, "backend", dir);
     if (l->blocks)
         report_table(&l->report, "blocks", block_columns, COUNT_OF(block_columns));
-    status = walk(l, operands[0], 0, l->blocks ? list_block : NULL);
+    status = walk(l, dir, 0, l->blocks ? list_block : NULL);
+    storage_done();
     if (l->blocks)
         report_table_end(&l->report);
     if (!status) {
@@ -415,12 +417,6 @@ static int show_stat(void *state, const char *dir)
     return status;
 }
 
-static int run_stat(void *state, unsigned n, char **operands)
-{
-    const struct look *l = state;
-    return ask_storage(&(struct asking){operands[0], l->timeout_s, show_stat, state});
-}
-
 /* ---- verify ---- */
 
 static const struct column bad_columns[] = {
@@ -504,6 +500,7 @@ static void verify_block(void *arg, const struct ucm_lane_info *lane,
     struct look *l = arg;
     char ns[SHORT_NS + 1], key[33];
 
+    storage_answered();
     l->seen++;
     show_progress(l);
     if (!b->err)
@@ -555,11 +552,11 @@ static void verify_summary(struct look *l, uint64_t unreadable, double bytes, do
     fputc('\n', r->out);
 }
 
-static int run_verify(void *state, unsigned n, char **operands)
+static int show_verify(void *state, const char *dir)
 {
     struct look *l = state;
     struct timespec from, to;
-    int status = check_backend(operands[0]);
+    int status = check_backend(dir);
 
     if (status)
         return status;
@@ -568,7 +565,8 @@ static int run_verify(void *state, unsigned n, char **operands)
     if (l->json)
         report_table(&l->report, "bad_blocks", bad_columns, COUNT_OF(bad_columns));
     clock_gettime(CLOCK_MONOTONIC, &from);
-    status = walk(l, operands[0], UCM_INSPECT_VERIFY, verify_block);
+    status = walk(l, dir, UCM_INSPECT_VERIFY, verify_block);
+    storage_done(); /* a repair waits for owners, and has a time for that */
     clock_gettime(CLOCK_MONOTONIC, &to);
     if (l->shown)
         fputs("\r\033[K", stderr);
@@ -577,7 +575,7 @@ static int run_verify(void *state, unsigned n, char **operands)
     for (size_t i = 0; i < l->nlanes; i++)
         unreadable += l->lanes[i].error;
     if (!status && l->repair && (l->bad || unreadable))
-        status = repair(l, operands[0]);
+        status = repair(l, dir);
     if (!status) {
         double bytes = 0;
         for (size_t i = 0; i < l->nlanes; i++) {
@@ -596,13 +594,38 @@ static int run_verify(void *state, unsigned n, char **operands)
     return status;
 }
 
+/* ---- */
+
+static int ask(void *state, const char *dir, int (*run)(void *state, const char *dir))
+{
+    const struct look *l = state;
+    return ask_storage(&(struct asking){dir, l->timeout_s, run, state});
+}
+
+static int run_ls(void *state, unsigned n, char **operands)
+{
+    return ask(state, operands[0], show_ls);
+}
+
+static int run_stat(void *state, unsigned n, char **operands)
+{
+    return ask(state, operands[0], show_stat);
+}
+
+static int run_verify(void *state, unsigned n, char **operands)
+{
+    return ask(state, operands[0], show_verify);
+}
+
 const struct verb verb_ls = {
     .name = "ls",
     .operands = "DIR",
     .help = "list the lanes (and blocks) of a storage backend",
     .about =
         "Lists what a storage backend holds: every lane of every namespace, who owns it, how many "
-        "blocks and bytes. Reads only; engines may be running.",
+        "blocks and bytes. When the storage does not answer, it says so and ends with 2. Reads "
+        "only; "
+        "engines may be running.",
     .opts = ls_opts,
     .size = sizeof(struct look),
     .min_operands = 1,
@@ -617,8 +640,7 @@ const struct verb verb_stat = {
         "Adds up a storage backend: namespaces and what each is for, lanes, blocks, bytes, and the "
         "room left on the filesystem. Says which filesystem that is, how it is mounted if it is "
         "NFS, and what of that is not good for a backend. When the storage does not answer, it "
-        "says "
-        "so and ends with 2. Reads only; engines may be running.",
+        "says so and ends with 2. Reads only; engines may be running.",
     .opts = stat_opts,
     .size = sizeof(struct look),
     .min_operands = 1,
@@ -635,8 +657,7 @@ const struct verb verb_verify = {
         "With it bad blocks are dropped, those of lanes in use by their owners, who see for "
         "themselves; and a journal that nobody can read is replaced, or its lane removed. Exit "
         "status: 0 all good, or is now, 1 bad blocks, unreadable files (with --repair: are left) "
-        "or "
-        "lanes whose key was not given, 2 could not run.",
+        "or lanes whose key was not given, 2 could not run, or the storage does not answer.",
     .opts = verify_opts,
     .size = sizeof(struct look),
     .min_operands = 1,

@@ -32,51 +32,67 @@ void storage_done(void)
     heart = -1;
 }
 
-static int be_child(struct asking *a, int fd)
+static int be_child(struct asking *a, int beats, int out)
 {
     prctl(PR_SET_PDEATHSIG, SIGKILL);
-    heart = fd;
+    heart = beats;
+    if (dup2(out, STDOUT_FILENO) < 0)
+        return cannot("%m");
     int status = a->run(a->state, a->dir);
     return fflush(stdout) || ferror(stdout) ? cannot("standard output: %m") : status;
 }
 
-/* Whether it has ended, with its storage or with all it had to do. */
-static bool listen(const struct asking *a, int fd)
+/* Whether there was something before the end; what is to be shown is. */
+static bool hear(int fd, bool show)
 {
-    struct pollfd p = {.fd = fd, .events = POLLIN};
-    uint64_t ms = a->seconds < INT_MAX / 1000 ? a->seconds * 1000 : INT_MAX;
-    char beats[4096];
-    for (;;) {
-        int n = TEMP_FAILURE_RETRY(poll(&p, 1, (int)ms));
-        if (n <= 0)
-            return false;
-        if (TEMP_FAILURE_RETRY(read(fd, beats, sizeof beats)) == 0)
-            return true;
+    char text[65536];
+    ssize_t n = TEMP_FAILURE_RETRY(read(fd, text, sizeof text));
+    if (show && n > 0) {
+        fwrite(text, 1, (size_t)n, stdout);
+        fflush(stdout);
     }
+    return n > 0;
+}
+
+/* Whether it has ended.  What it prints is printed here: a reader who takes his time, as a pager
+ * does, holds this process, and the storage is not blamed. */
+static bool listen(const struct asking *a, int beats, int out)
+{
+    struct pollfd p[] = {{.fd = beats, .events = POLLIN}, {.fd = out, .events = POLLIN}};
+    int ms = a->seconds < INT_MAX / 1000 ? (int)a->seconds * 1000 : INT_MAX;
+    while (p[1].fd >= 0) {
+        if (TEMP_FAILURE_RETRY(poll(p, COUNT_OF(p), p[0].fd < 0 ? -1 : ms)) <= 0)
+            return false;
+        for (unsigned i = 0; i < COUNT_OF(p); i++)
+            if (p[i].revents && !hear(p[i].fd, p[i].fd == out))
+                p[i].fd = -1;
+    }
+    return true;
 }
 
 int ask_storage(struct asking *a)
 {
-    int ends[2], status;
-    if (pipe2(ends, O_CLOEXEC | O_NONBLOCK) < 0)
+    int beats[2], out[2], status;
+    if (pipe2(beats, O_CLOEXEC | O_NONBLOCK) < 0 || pipe2(out, O_CLOEXEC) < 0)
         return cannot("%m");
     fflush(stdout);
     pid_t child = fork();
     if (child < 0)
         return cannot("%m");
     if (child == 0) {
-        close(ends[0]);
-        _exit(be_child(a, ends[1]));
+        close(beats[0]);
+        close(out[0]);
+        _exit(be_child(a, beats[1], out[1]));
     }
-    close(ends[1]);
-    if (!listen(a, ends[0])) {
+    close(beats[1]);
+    close(out[1]);
+    if (!listen(a, beats[0], out[0])) {
         kill(child, SIGKILL); /* not waited for: that may take until the storage is back */
         return cannot(
             "%s: the storage does not answer, for %llu seconds; engines compute meanwhile "
             "what they would load. Is its server up, its disk healthy, the file system frozen?",
             a->dir, (unsigned long long)a->seconds);
     }
-    close(ends[0]);
     if (TEMP_FAILURE_RETRY(waitpid(child, &status, 0)) < 0 || !WIFEXITED(status))
         return cannot("%s: whoever looked at it was killed", a->dir);
     return WEXITSTATUS(status);

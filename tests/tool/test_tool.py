@@ -3,6 +3,7 @@
 usage: test_tool.py UCM MAKE_STORE EXAMPLE OPTIONS_MD HANG FAKES [unittest arguments]"""
 import json
 import os
+import select
 import shutil
 import subprocess
 import sys
@@ -336,21 +337,35 @@ class Hanging(Tool):
         self.dir = Path(self.enterContext(tempfile.TemporaryDirectory()))
         subprocess.run([MAKE_STORE, self.dir, str(BLOCKS)], check=True)
 
-    def stat(self, name, *options, **environment):
-        return ucm("stat", *options, self.dir, UCM_TEST_HANGS=name, LD_PRELOAD=str(HANG),
+    def look(self, verb, name, *options, **environment):
+        return ucm(verb, *options, self.dir, UCM_TEST_HANGS=name, LD_PRELOAD=str(HANG),
                    ASAN_OPTIONS="verify_asan_link_order=0", **environment)
 
-    def test_stat_says_that_it_does_not_answer(self):
-        for name in ("ucm", "journal"):
-            done = self.ends(self.stat(name, "--timeout-s", 1), CANNOT, err=f"{self.dir}: the storage does not answer")
+    def more_lanes(self, n):
+        (lane,) = self.dir.glob("ucm/*/r*")
+        for i in range(n):
+            shutil.copytree(lane, lane.with_name(f"r7-{i}"), ignore=shutil.ignore_patterns("seg-*"))
+
+    def test_who_looks_says_that_it_does_not_answer(self):
+        for verb, name in (("stat", "ucm"), ("ls", "journal"), ("verify", "seg-000000")):
+            done = self.ends(self.look(verb, name, "--timeout-s", 1), CANNOT,
+                             err=f"{self.dir}: the storage does not answer")
             self.assertEqual(done.stdout, "")
 
     def test_stat_waits_for_what_answers_slowly(self):
         """Longer than it waits for any one answer."""
-        (lane,) = self.dir.glob("ucm/*/r*")
-        for i in range(3):
-            shutil.copytree(lane, lane.with_name(f"r7-{i}"))
-        self.ends(self.stat("journal", "--timeout-s", 5, UCM_TEST_MS="1500"), GOOD, out="lanes        4")
+        self.more_lanes(3)
+        self.ends(self.look("stat", "journal", "--timeout-s", 2, UCM_TEST_MS="700"), GOOD, out="lanes        4")
+
+    def test_a_reader_who_takes_his_time_is_no_storage_that_does_not_answer(self):
+        """More rows than all pipes hold, unread for longer than the storage may be silent."""
+        self.more_lanes(60)
+        words = [UCM, "ls", "--blocks", "--json", "--timeout-s", "1", str(self.dir)]
+        with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as reader:
+            select.select([reader.stdout], [], [])
+            time.sleep(1.5)
+            self.assertEqual(len(json.loads(reader.stdout.read())["blocks"]), 61 * BLOCKS)
+        self.assertEqual(reader.returncode, GOOD)
 
 
 class Sealed(Tool):
