@@ -604,3 +604,53 @@ def test_policy(policy, tokens, saves):
     step = s.step(new=[(r, computed, 1000 - computed)])
     assert len(step.loads) == (tokens > 0)
     assert saved(step) == saves
+
+
+@pytest.mark.parametrize("windows", [(0,), (0, 200)])
+def test_after_a_reset_nothing_of_before_is_found(windows):
+    """By this engine, whichever group it asks for and whoever waits; what it saves then, no other finds."""
+    s, r = Scheduler(windows=windows), Request("a", 1000)
+    s.side.bind(SimpleNamespace(blocks={i: None for i in range(1000)}, touch=lambda blocks: None))
+    for group in range(len(windows)):
+        s.store.put(r, range(7), group=group)
+    assert s.side.match(r, 0).tokens == 7 * BLOCK
+    s.side.reset()
+    assert s.side.match(r, 0).tokens == 0
+    s.admit(r)
+    (save,) = s.step(new=[(r, 0, 1000)]).saves
+    keys = {save.keys[i:i + 16] for i in range(0, len(save.keys), 16)}
+    assert len(keys) == len(save) and keys.isdisjoint(s.store.tiers)
+    assert s.side.prompt_keys(r) == b"".join(map(r.key, range(7)))  # traces tell of prompts
+    s.store.tiers.update(dict.fromkeys(keys, 2))
+    again, other = Request("a", 1000), Scheduler(windows=windows)
+    again.request_id, other.store.tiers = "again", dict.fromkeys(keys, 2)
+    assert s.side.match(again, 0).tokens == 7 * BLOCK
+    assert other.side.match(again, 0).tokens == 0
+    s.side.reset()  # the next change of weights
+    assert s.side.match(again, 0).tokens == 0
+
+
+def test_who_runs_through_a_reset_saves_nothing_more_until_it_begins_anew():
+    """What it computes on is of before; what it is saving is read to the end."""
+    s, r = Scheduler(), Request("a", 1000)
+    s.admit(r)
+    s.step(new=[(r, 0, 600)])
+    s.side.reset()
+    assert saved(s.step(running=[(r, 600, 400)])) == {}
+    s.step(preempted=[r])
+    s.admit(r)
+    assert saved(s.step(resumed=[(r, 0, 600)])) == {"a": range(0, 4)}
+    s.side.reset()
+    assert s.finish(r) and s.step().held == {"a"}
+
+
+def test_what_a_finished_request_owed_before_a_reset_is_dropped():
+    s, r = Scheduler(lockstep=True), Request("a", 1000)
+    s.store.put(r, range(2))
+    computed = s.admit(r)
+    step = s.step(new=[(r, computed, 1000 - computed)])
+    assert s.finish(r)
+    s.side.reset()
+    s.side.heard(StepResult("here", {}, settled=step.seq))
+    after = s.step()
+    assert saved(after) == {} and after.held == {"a"}

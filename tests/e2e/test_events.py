@@ -127,6 +127,21 @@ def test_what_is_forgotten_is_counted_once():
     assert connector._meter.take().data == {"0": {"events_forgotten_total": 2}}
 
 
+def test_after_a_reset_all_that_was_announced_is_taken_back():
+    """And what waited to be announced never is."""
+    w = Watched()
+    w.save(0, 2)
+    w.store.put(w.request, range(2))
+    w.take()
+    w.save(2, 3)
+    w.events.reset()
+    w.store.put(w.request, [2])
+    assert w.take() == [("Removed", w.hashes(0) + w.hashes(1))]
+    assert w.take() == []
+    w.save(0, 1)
+    assert w.take() == [("Stored", w.hashes(0))]
+
+
 def test_a_look_is_bounded_and_nothing_is_left_out():
     from ucm.integration.vllm.events import LOOKS
 

@@ -34,6 +34,7 @@ class Events:
         self._geo, self._peek, self._removed, self._medium, self._now = geometry, peek, removed, medium, now
         self._new: deque[tuple[bytes, float, Any]] = deque(maxlen=MOST)  # key, until when, its event
         self._announced: OrderedDict[bytes, list[Any]] = OrderedDict()  # key -> hashes, longest not looked at first
+        self._unfindable: list[list[Any]] = []  # hashes that were announced before a reset
         self._next = 0.0
         self.forgotten = 0  # blocks waited for in vain: they came too late, or too many at once
 
@@ -51,15 +52,22 @@ class Events:
                 block_size=tokens // per_block, lora_id=lora.adapter_id if lora else None,
                 lora_name=lora.name if lora else None, medium=self._medium)))
 
+    def reset(self) -> None:
+        """This engine finds nothing of what it has saved so far any more."""
+        self._unfindable += self._announced.values()
+        self._announced.clear()
+        self._new.clear()
+
     def take(self) -> list[Any]:
         """The events since the last call.  Called every step."""
         now = self._now()
-        if now < self._next or not (self._new or self._announced):
+        if now < self._next or not (self._new or self._announced or self._unfindable):
             return []
         self._next = now + INTERVAL_S
         removed = self._removed()  # the first: it has news read, too
         gone = [self._announced.pop(removed[i:i + 16], None) for i in range(0, len(removed), 16)]
-        return self._gone(list(filter(None, gone))) + self._look_at_new(now) + self._look_again()
+        gone, self._unfindable = self._unfindable + list(filter(None, gone)), []
+        return self._gone(gone) + self._look_at_new(now) + self._look_again()
 
     def _look_at_new(self, now: float) -> list[Any]:
         some = [self._new.popleft() for _ in range(min(LOOKS, len(self._new)))]

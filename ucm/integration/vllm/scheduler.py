@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import logging
+import secrets
 from array import array
 from collections import deque
 from collections.abc import Callable, Set
@@ -83,11 +84,12 @@ class Found:
 class Tracked:
     """What is known of one request."""
 
-    __slots__ = ("request", "looked_up", "found", "reach", "limit", "local", "trusted", "computed", "blocks", "saved",
+    __slots__ = ("request", "salt", "looked_up", "found", "reach", "limit", "local", "trusted", "computed", "blocks", "saved",
                  "owed", "dumping", "load")
 
-    def __init__(self, request: Request, groups: int):
+    def __init__(self, request: Request, groups: int, salt: int):
         self.request = request
+        self.salt = salt  # of the keys of its last lookup
         self.looked_up = -1  # how many block hashes it had at the last lookup
         self.found = [Found(0) for _ in range(groups)]  # what the store has
         self.reach = 0  # tokens: up to there it has what every group needs
@@ -107,7 +109,7 @@ class SchedulerSide:
         self._geo = geometry
         # Who needs all of a prompt is asked first: what is absent there, nobody needs.
         self._groups = sorted(range(len(geometry.windows)), key=lambda group: geometry.windows[group])
-        self._tails = [[bytes((byte ^ group,)) for byte in range(256)] for group in range(len(geometry.windows))]
+        self._salt = 0
         self._stores = {geometry.stage: store}
         self._namespaces = {geometry.namespace}
         self._policy = policy
@@ -148,7 +150,7 @@ class SchedulerSide:
         """How many tokens beyond local_tokens can be loaded.  Called again and again for a waiting
         request: looks up once, until the request has more hashes or has been admitted."""
         t = self._tracked(request)
-        first_time = t.looked_up != len(request.block_hashes)
+        first_time = t.looked_up != len(request.block_hashes) or t.salt != self._salt
         if first_time:
             self._lookup(t)
         t.local = t.trusted = local_tokens
@@ -161,7 +163,7 @@ class SchedulerSide:
         return Hit(tokens, True, request.num_tokens // size, engine, external)
 
     def _lookup(self, t: Tracked) -> None:
-        t.looked_up = len(t.request.block_hashes)
+        t.looked_up, t.salt = len(t.request.block_hashes), self._salt
         size = self._geo.block_tokens
         known = min(t.looked_up // self._geo.hashes, t.limit) if self._wanted(t.request) else 0
         t.found = [Found(known) for _ in t.found]
@@ -371,8 +373,9 @@ class SchedulerSide:
         self._finished.clear()
 
     def _save(self, step: Step, t: Tracked, full: int) -> None:
-        """Blocks before that position that are not saved yet, and still there."""
-        if full <= min(t.saved):
+        """Blocks before that position that are not saved yet, and still there.  Who was looked up before a reset
+        computes on what is of before it."""
+        if full <= min(t.saved) or t.salt != self._salt:
             return
         ratio, before = self._geo.ratio, t.saved
         save = Transfer(t.request.request_id, array("I"), b"", array("I"))
@@ -476,22 +479,35 @@ class SchedulerSide:
         return owes or t.dumping
 
     def prompt_keys(self, request: Request) -> bytes:
-        """Of the full blocks of its prompt."""
-        return self._keys(request, 0, 0, request.num_prompt_tokens // self._geo.block_tokens)
+        """Of the full blocks of its prompt, whatever engine asks and when."""
+        return self._names(request, 0, request.num_prompt_tokens // self._geo.block_tokens)
+
+    def reset(self) -> None:
+        """From now on this engine finds and saves other blocks than before, which nobody else does."""
+        self._salt = secrets.randbits(128)
+        if self.events:
+            self.events.reset()
 
     # ---- helpers ----
 
     def _tracked(self, request: Request) -> Tracked:
         t = self._requests.get(request.request_id)
         if t is None:
-            t = self._requests[request.request_id] = Tracked(request, len(self._groups))
+            t = self._requests[request.request_id] = Tracked(request, len(self._groups), self._salt)
         return t
 
     def _wanted(self, request: Request) -> bool:
         return request.num_prompt_tokens >= self._policy.persist_token_threshold
 
+    def _names(self, request: Request, first: int, end: int) -> bytes:
+        """A block of the store is named by the last of vLLM's hashes in it."""
+        hashes = self._geo.hashes
+        return b"".join([h[:16] for h in request.block_hashes[(first + 1) * hashes - 1:end * hashes:hashes]])
+
     def _keys(self, request: Request, group: int, first: int, end: int) -> bytes:
-        """A block of the store is named by the last of vLLM's hashes in it, and the group's number."""
-        hashes, tail = self._geo.hashes, self._tails[group]
-        return b"".join([h[:15] + tail[h[15]]
-                         for h in request.block_hashes[(first + 1) * hashes - 1:end * hashes:hashes]])
+        """Names, mixed with the group's number and the salt."""
+        names, mask = self._names(request, first, end), group << 120 ^ self._salt
+        if mask == 0:
+            return names
+        masks = mask.to_bytes(16, "little") * (len(names) // 16)
+        return (int.from_bytes(names, "little") ^ int.from_bytes(masks, "little")).to_bytes(len(names), "little")

@@ -133,9 +133,10 @@ class UCMConnector(KVConnectorBase_V1, compat.SupportsHMA):
         self._scheduler.bind(gpu_block_pool)
 
     def reset_cache(self) -> bool | None:
-        logger.warning("ucm keeps what it has stored: after a change of the model's weights in place, end this engine "
-                       "and start it with another model_id, or remove the namespace with `ucm rm`")
-        return False
+        self._scheduler.reset()
+        logger.info("ucm: what was stored so far is not found by this engine any more, and what it stores from now on by "
+                    "no other, nor after a restart")
+        return True
 
     def get_num_new_matched_tokens(self, request: Request,
                                    num_computed_tokens: int) -> tuple[int | None, bool]:
