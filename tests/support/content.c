@@ -18,24 +18,24 @@ ucm_key ts_key(uint64_t no)
     return key;
 }
 
-static uint64_t word_at(const ucm_key *key, unsigned shard, size_t index)
-{
-    uint64_t w[2];
-    memcpy(w, key->b, sizeof w);
-    uint64_t state = (w[0] ^ (w[1] * 3)) + (shard + 1) * UINT64_C(0xd6e8feb86659fd93) +
-                     index * UINT64_C(0xff51afd7ed558ccd);
-    return ts_random(&state);
-}
-
-/* Calls for the content of [off, off + len) word by word: writes it to `to`, or compares it with
- * `with`; returns the first byte that differs, or len. */
+/* Calls for the content of [off, off + len), some words at a time: a sanitizer looks at each
+ * access. Writes it to `to`, or compares it with `with`; returns the first byte that differs, or
+ * len. */
 static size_t walk(const ucm_key *key, unsigned shard, size_t off, uint8_t *to, const uint8_t *with,
                    size_t len)
 {
+    uint64_t k[2], words[64];
+    memcpy(k, key->b, sizeof k);
+    uint64_t base = (k[0] ^ (k[1] * 3)) + (shard + 1) * UINT64_C(0xd6e8feb86659fd93);
+
     for (size_t at = 0; at < len;) {
-        uint64_t word = word_at(key, shard, (off + at) / 8);
-        size_t in = (off + at) % 8, n = 8 - in < len - at ? 8 - in : len - at;
-        const uint8_t *content = (const uint8_t *)&word + in;
+        size_t index = (off + at) / 8, in = (off + at) % 8;
+        size_t n = sizeof words - in < len - at ? sizeof words - in : len - at;
+        const uint8_t *content = (const uint8_t *)words + in;
+        for (size_t i = 0; i * 8 < in + n; i++) {
+            uint64_t state = base + (index + i) * UINT64_C(0xff51afd7ed558ccd);
+            words[i] = ts_random(&state);
+        }
         if (to)
             memcpy(to + at, content, n);
         else if (memcmp(with + at, content, n))
