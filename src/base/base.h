@@ -143,7 +143,7 @@ struct ucmi_queue {
     bool kicked, sleeping;
 };
 int ucmi_queue_init(struct ucmi_queue *q, size_t cap);
-void ucmi_queue_destroy(struct ucmi_queue *q);
+void ucmi_queue_destroy(struct ucmi_queue *q); /* or one of zeros, never made */
 int ucmi_queue_push(struct ucmi_queue *q, void *item); /* 0, or -EAGAIN when full */
 /* Takes up to max items.  With none there it waits for a push, a kick or the deadline
  * (CLOCK_MONOTONIC ns; 0: does not wait, UINT64_MAX: no deadline) and may return 0. */

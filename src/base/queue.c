@@ -24,6 +24,8 @@ int ucmi_queue_init(struct ucmi_queue *q, size_t cap)
 
 void ucmi_queue_destroy(struct ucmi_queue *q)
 {
+    if (!q->ring)
+        return;
     pthread_cond_destroy(&q->more);
     pthread_mutex_destroy(&q->lock);
     free(q->ring);

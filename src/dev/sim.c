@@ -5,16 +5,14 @@
  * for an event, reuses a buffer early or looks too soon sees wrong data, on any machine.  On
  * request it also fails every Nth copy and insists on pinned host memory.
  *
- * A stream is one thread and one list of items, guarded by the stream's mutex; the caller appends,
- * the thread takes from the front and works without the lock.  The pinned ranges have a mutex of
- * their own.  Both are leaves.
+ * A stream is one thread and one queue of items.  The pinned ranges have a mutex, a leaf.
  */
 #include "dev/dev.h"
 
 #include <stdlib.h>
 
 enum {
-    MAX_QUEUED = 1 << 16,      /* items on a stream */
+    MAX_QUEUED = 1 << 14,      /* items on a stream */
     EVENT_PATIENCE_MS = 60000, /* an event nobody fires fails what waits for it */
 };
 
@@ -41,7 +39,6 @@ struct ucmi_sim_event {
 };
 
 struct item {
-    struct item *next;
     enum { COPY, AFTER, THEN } kind;
     int err; /* COPY: fails with this instead of moving anything */
     int to_host;
@@ -55,11 +52,8 @@ struct item {
 struct stream {
     struct sim *sim;
     pthread_t thread;
-    pthread_mutex_t lock; /* guards the rest but err */
-    pthread_cond_t more;
-    struct item *head, **tail;
-    unsigned queued;
-    bool stop;
+    struct ucmi_queue items;
+    _Atomic bool stop;
     int err; /* the first since the last THEN; the thread's own */
 };
 
@@ -154,39 +148,14 @@ static void perform(struct stream *s, struct item *item)
 static void *run(void *arg)
 {
     struct stream *s = arg;
-    pthread_mutex_lock(&s->lock);
-    for (;;) {
-        while (!s->head && !s->stop)
-            pthread_cond_wait(&s->more, &s->lock);
-        struct item *item = s->head;
-        if (!item)
-            break;
-        s->head = item->next;
-        if (!s->head)
-            s->tail = &s->head;
-        s->queued--;
-        pthread_mutex_unlock(&s->lock);
-        perform(s, item);
-        free(item);
-        pthread_mutex_lock(&s->lock);
-    }
-    pthread_mutex_unlock(&s->lock);
+    void *item;
+    size_t n;
+    while ((n = ucmi_queue_pop(&s->items, &item, 1, s->stop ? 0 : UINT64_MAX)) || !s->stop)
+        if (n) {
+            perform(s, item);
+            free(item);
+        }
     return NULL;
-}
-
-static int enqueue(struct stream *s, struct item *item)
-{
-    int err = -EAGAIN;
-    pthread_mutex_lock(&s->lock);
-    if (s->queued < MAX_QUEUED) {
-        *s->tail = item;
-        s->tail = &item->next;
-        s->queued++;
-        pthread_cond_signal(&s->more);
-        err = 0;
-    }
-    pthread_mutex_unlock(&s->lock);
-    return err;
 }
 
 static int sim_stream_new(void *d, void **stream_p)
@@ -195,13 +164,11 @@ static int sim_stream_new(void *d, void **stream_p)
     if (!s)
         return -ENOMEM;
     s->sim = d;
-    s->tail = &s->head;
-    pthread_mutex_init(&s->lock, NULL);
-    ucmi_cond_init(&s->more);
-    int err = ucmi_thread_start(&s->thread, "ucm-sim", run, s);
+    int err = ucmi_queue_init(&s->items, MAX_QUEUED);
+    if (!err)
+        err = ucmi_thread_start(&s->thread, "ucm-sim", run, s);
     if (err) {
-        pthread_cond_destroy(&s->more);
-        pthread_mutex_destroy(&s->lock);
+        ucmi_queue_destroy(&s->items);
         free(s);
         return err;
     }
@@ -214,13 +181,10 @@ static void sim_stream_free(void *d, void *stream)
     struct stream *s = stream;
     if (!s)
         return;
-    pthread_mutex_lock(&s->lock);
     s->stop = true;
-    pthread_cond_signal(&s->more);
-    pthread_mutex_unlock(&s->lock);
+    ucmi_queue_kick(&s->items);
     pthread_join(s->thread, NULL);
-    pthread_cond_destroy(&s->more);
-    pthread_mutex_destroy(&s->lock);
+    ucmi_queue_destroy(&s->items);
     free(s);
 }
 
@@ -300,7 +264,7 @@ static int sim_copy(void *d, void *stream, int to_host, const struct ucm_copy *v
     uint64_t nth = atomic_fetch_add(&sim->copies, 1) + 1;
     if (sim->fail_every > 0 && nth % (uint64_t)sim->fail_every == 0)
         item->err = -EIO;
-    int err = enqueue(stream, item);
+    int err = ucmi_queue_push(&((struct stream *)stream)->items, item);
     if (err)
         free(item);
     return err;
@@ -315,7 +279,7 @@ static int sim_after(void *d, void *stream, void *event)
     *item = (struct item){.kind = AFTER, .event = e};
     atomic_fetch_add(&e->refs, 1);
     pthread_mutex_lock(&e->lock);
-    int err = enqueue(stream, item);
+    int err = ucmi_queue_push(&((struct stream *)stream)->items, item);
     e->queued += !err;
     pthread_cond_broadcast(&e->cond);
     pthread_mutex_unlock(&e->lock);
@@ -332,7 +296,7 @@ static int sim_then(void *d, void *stream, void (*fn)(void *arg, int err), void 
     if (!item)
         return -ENOMEM;
     *item = (struct item){.kind = THEN, .fn = fn, .arg = arg};
-    int err = enqueue(stream, item);
+    int err = ucmi_queue_push(&((struct stream *)stream)->items, item);
     if (err)
         free(item);
     return err;

@@ -5,7 +5,7 @@
  *
  * A stream has a thread that sleeps in the vendor's library until the next event of ours has come:
  * nothing polls, and unlike a callback on the stream it hears of everything, also that the device
- * has failed.  The stream's lock guards the list of what is awaited; it is a leaf.
+ * has failed.  What is awaited comes to it by a queue; there are no other locks.
  *
  * A context belongs to a thread.  Who opens a device, registers memory or makes a stream is the
  * engine's thread, and finds its own context again; streams are used by threads of ucm, which keep
@@ -19,10 +19,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-enum { MAX_WAITS = 1 << 16 }; /* on a stream */
+enum { MAX_WAITS = 1 << 12 }; /* on a stream */
 
 struct wait {
-    struct wait *next;
     void *event;
     void (*fn)(void *arg, int err);
     void *arg;
@@ -31,11 +30,8 @@ struct stream {
     struct ucmi_gpu *g;
     void *handle;
     pthread_t thread;
-    pthread_mutex_t lock; /* guards the rest */
-    pthread_cond_t more;
-    struct wait *head, **tail, *spare;
-    unsigned nwaits;
-    bool stop;
+    struct ucmi_queue waits, spare; /* spare: such as have an event, for the next time */
+    _Atomic bool stop;
 };
 
 /* ---- errors ---- */
@@ -206,15 +202,17 @@ void ucmi_gpu_unpin(void *d, void *p, size_t len)
 
 /* ---- what has ended ---- */
 
+static void free_wait(struct wait *w, struct ucmi_gpu *g)
+{
+    if (w->event)
+        g->call.event_free(w->event);
+    free(w);
+}
+
 static void put_back(struct stream *s, struct wait *w)
 {
-    pthread_mutex_lock(&s->lock);
-    s->nwaits--;
-    if (w) {
-        w->next = s->spare;
-        s->spare = w;
-    }
-    pthread_mutex_unlock(&s->lock);
+    if (w && ucmi_queue_push(&s->spare, w))
+        free_wait(w, s->g);
 }
 
 /* Nothing of the stream moves any more when this returns: its work is done, or the device says more
@@ -236,46 +234,32 @@ static int await(struct stream *s, void *event)
 static void *watch(void *arg)
 {
     struct stream *s = arg;
+    void *item;
+    size_t n;
     int lost = enter_and_stay(s->g);
-    pthread_mutex_lock(&s->lock);
-    for (;;) {
-        while (!s->head && !s->stop)
-            pthread_cond_wait(&s->more, &s->lock);
-        struct wait *w = s->head;
-        if (!w)
-            break;
-        s->head = w->next;
-        if (!s->head)
-            s->tail = &s->head;
-        pthread_mutex_unlock(&s->lock);
+    while ((n = ucmi_queue_pop(&s->waits, &item, 1, s->stop ? 0 : UINT64_MAX)) || !s->stop) {
+        struct wait *w = item;
+        if (!n)
+            continue;
         if (lost)
             lost = enter_and_stay(s->g);
         w->fn(w->arg, result(s->g, await(s, w->event), "waiting for copies"));
         put_back(s, w);
-        pthread_mutex_lock(&s->lock);
     }
-    pthread_mutex_unlock(&s->lock);
     return NULL;
 }
 
-/* One that has been used before, or a new one; the number says why there is none. */
+/* One that has been used before, or a new one. */
 static int get_wait(struct stream *s, struct wait **wait_p)
 {
-    pthread_mutex_lock(&s->lock);
-    bool full = s->nwaits == MAX_WAITS;
-    struct wait *w = full ? NULL : s->spare;
-    if (w)
-        s->spare = w->next;
-    s->nwaits += !full;
-    pthread_mutex_unlock(&s->lock);
-    if (full)
-        return -EAGAIN;
-    int err = w || (w = calloc(1, sizeof *w)) ? 0 : -ENOMEM;
-    if (!err && !w->event)
-        err = result(s->g, s->g->call.event_new(&w->event, s->g->vendor->event_flags),
-                     "making an event");
+    void *item;
+    struct wait *w = ucmi_queue_pop(&s->spare, &item, 1, 0) ? item : calloc(1, sizeof *w);
     *wait_p = w;
-    return err;
+    if (!w)
+        return -ENOMEM;
+    return w->event ? 0
+                    : result(s->g, s->g->call.event_new(&w->event, s->g->vendor->event_flags),
+                             "making an event");
 }
 
 int ucmi_gpu_then(void *d, void *stream, void (*fn)(void *arg, int err), void *arg)
@@ -284,43 +268,31 @@ int ucmi_gpu_then(void *d, void *stream, void (*fn)(void *arg, int err), void *a
     struct stream *s = stream;
     struct wait *w = NULL;
     int err = result(g, enter_and_stay(g), "setting the context");
-    if (err)
-        return err;
-    err = get_wait(s, &w);
-    if (err == -EAGAIN)
-        return err;
+    if (!err)
+        err = get_wait(s, &w);
     if (!err)
         err = result(g, g->call.event_record(w->event, s->handle), "recording an event");
-    if (err) {
-        put_back(s, w);
-        return err;
+    if (!err) {
+        w->fn = fn;
+        w->arg = arg;
+        err = ucmi_queue_push(&s->waits, w);
     }
-    w->next = NULL;
-    w->fn = fn;
-    w->arg = arg;
-    pthread_mutex_lock(&s->lock);
-    *s->tail = w;
-    s->tail = &w->next;
-    pthread_cond_signal(&s->more);
-    pthread_mutex_unlock(&s->lock);
-    return 0;
+    if (err)
+        put_back(s, w);
+    return err;
 }
 
 /* ---- streams ---- */
 
 static void end_stream(struct stream *s)
 {
-    struct ucmi_gpu *g = s->g;
-    for (struct wait *w = s->spare, *next; w; w = next) {
-        next = w->next;
-        if (w->event)
-            g->call.event_free(w->event);
-        free(w);
-    }
+    void *item;
+    while (s->spare.ring && ucmi_queue_pop(&s->spare, &item, 1, 0))
+        free_wait(item, s->g);
     if (s->handle)
-        g->call.stream_free(s->handle);
-    pthread_cond_destroy(&s->more);
-    pthread_mutex_destroy(&s->lock);
+        s->g->call.stream_free(s->handle);
+    ucmi_queue_destroy(&s->waits);
+    ucmi_queue_destroy(&s->spare);
     free(s);
 }
 
@@ -332,10 +304,11 @@ int ucmi_gpu_stream_new(void *d, void **stream_p)
     if (!s)
         return -ENOMEM;
     s->g = g;
-    s->tail = &s->head;
-    pthread_mutex_init(&s->lock, NULL);
-    ucmi_cond_init(&s->more);
-    int err = result(g, enter(g, &was), "setting the context");
+    int err = ucmi_queue_init(&s->waits, MAX_WAITS);
+    if (!err)
+        err = ucmi_queue_init(&s->spare, MAX_WAITS);
+    if (!err)
+        err = result(g, enter(g, &was), "setting the context");
     if (err) {
         end_stream(s);
         return err;
@@ -358,10 +331,8 @@ void ucmi_gpu_stream_free(void *d, void *stream)
     void *was = g->context;
     if (!s)
         return;
-    pthread_mutex_lock(&s->lock);
     s->stop = true;
-    pthread_cond_signal(&s->more);
-    pthread_mutex_unlock(&s->lock);
+    ucmi_queue_kick(&s->waits);
     pthread_join(s->thread, NULL);
     enter(g, &was);
     result(g, drain(s), "waiting for a stream");
