@@ -3,7 +3,7 @@
  * The contract of struct ucm_dev_ops, one suite over every device of support/device.c; what only
  * those of vendors are asked for; and what only the simulated one promises.
  */
-#include "dev/dev.h"
+#include "dev/vendor.h"
 
 #include <semaphore.h>
 
@@ -185,6 +185,7 @@ static void a_long_vector(void **state)
     struct ts_bytes memory = bytes_new(d, 2 * N);
     static struct ucm_copy v[N];
     static unsigned char host[N];
+    memset(host, 0, N);
     for (size_t i = 0; i < N; i++) /* every other byte */
         v[i] = (struct ucm_copy){memory.at + 2 * i, host + i, 1};
     assert_int_equal(d->ops->copy(d->state, d->stream, 1, v, N), 0);
@@ -534,6 +535,29 @@ static void a_device_that_is_lost_says_so(void **state)
     sem_destroy(&r.sem);
 }
 
+/* Of all errors these are told apart; ACL has numbers of its own. */
+static void errors_keep_their_meaning(void **state)
+{
+    struct dev *d = *state;
+    static const struct {
+        int code, acl, err;
+    } cases[] = {{1, 100000, -EINVAL},
+                 {2, 207001, -ENOMEM},
+                 {2, 200000, -ENOMEM},
+                 {101, 107001, -ENODEV},
+                 {999, 999, -EIO}};
+    char *p = aligned(4096);
+    bool acl = !strcmp(d->test->name, "ascend");
+    for (size_t i = 0; i < ARRAY_LEN(cases); i++) {
+        d->fake->fake_fail(NULL, 0, 0);
+        d->fake->fake_fail("HostRegisterV2", 1, 207000);
+        d->fake->fake_fail("HostRegister|HostRegister_v2", 1, acl ? cases[i].acl : cases[i].code);
+        assert_int_equal(d->ops->pin(d->state, p, 4096), cases[i].err);
+    }
+    d->fake->fake_fail(NULL, 0, 0);
+    free(p);
+}
+
 /* 128 copies that adjoin nowhere: whether they were few calls, and not one each. */
 static bool is_one_call(struct dev *d, unsigned char *host, struct ts_bytes *memory)
 {
@@ -582,6 +606,49 @@ static void a_device_that_is_not_there(void **state)
 
 /* ---- NVIDIA's, Huawei's ---- */
 
+static void count_one(void *arg, int err)
+{
+    ++*(unsigned *)arg;
+}
+
+/* What is awaited on a stream that stands still: a bound, and nothing lost. */
+static void waits_have_a_bound(void **state)
+{
+    struct dev *d = *state;
+    unsigned called = 0, taken = 0;
+    int err;
+    d->fake->fake_hold(1);
+    while ((err = d->ops->then(d->state, d->stream, count_one, &called)) == 0)
+        assert_true(taken++ < 1 << 16);
+    assert_int_equal(err, -EAGAIN);
+    d->fake->fake_hold(0);
+    d->ops->stream_free(d->state, d->stream);
+    assert_int_equal(called, taken);
+    assert_int_equal(d->ops->stream_new(d->state, &d->stream), 0);
+}
+
+#define BATCH "MemcpyBatchAsync|MemcpyBatchAsync_v2|MemcpyBatchAsyncV2"
+
+/* The library only has the function: it is asked once. */
+static void batches_that_are_not_done(void **state)
+{
+    struct dev *d = *state;
+    struct ts_bytes memory = bytes_new(d, 16384);
+    unsigned char *host = aligned(8192);
+    bool batches = strcmp(getenv("UCM_TEST_GENERATION"), "old") != 0;
+    assert_int_equal(d->ops->pin(d->state, host, 8192), 0);
+    d->fake->fake_fail(NULL, 0, 0);
+    d->fake->fake_fail(BATCH, 1, strcmp(d->test->name, "cuda") ? 207000 : 801);
+    assert_false(is_one_call(d, host, &memory));
+    assert_int_equal(d->fake->fake_calls(BATCH), batches);
+    assert_false(is_one_call(d, host, &memory));
+    assert_int_equal(d->fake->fake_calls(BATCH), 0);
+    d->fake->fake_fail(NULL, 0, 0);
+    d->ops->unpin(d->state, host, 8192);
+    ts_bytes_free(d->test, &memory);
+    free(host);
+}
+
 /* A batch names registered memory as the device does, which here is not as the host does. */
 static void addresses_of_its_own_go_one_by_one(void **state)
 {
@@ -613,13 +680,54 @@ static void registered_the_older_way(void **state)
     free(host);
 }
 
+/* ---- libraries that are of no use ---- */
+
+static int a_stub(struct ucmi_gpu *g, int *n_p)
+{
+    return 34;
+}
+static int no_device(struct ucmi_gpu *g, int *n_p)
+{
+    *n_p = 0;
+    return 0;
+}
+static const char *text_of_stub(struct ucmi_gpu *g, int code)
+{
+    return code == 34 ? "a stub" : NULL;
+}
+
+static void what_is_wrong_with_a_library_is_told(void **state)
+{
+    static const struct ucmi_symbol none[] = {{NULL}};
+    static const struct ucmi_symbol lacks[] = {
+        UCMI_MAY_HAVE(struct ucmi_gpu, call.stream_free, "Perhaps"),
+        UCMI_NEEDS(struct ucmi_gpu, call.stream_sync, "Never"),
+        {NULL}};
+    static const struct ucmi_vendor vendors[] = {
+        {.libraries = {"libucm-none.so.1"}, .symbols = none, .count = no_device},
+        {.libraries = {"libc.so.6"}, .symbols = lacks, .count = no_device},
+        {.libraries = {"libc.so.6"}, .symbols = none, .count = a_stub, .text = text_of_stub},
+        {.libraries = {"libucm-none.so.1", "libc.so.6"}, .symbols = none, .count = no_device}};
+    static const char *const words[] = {"libucm-none.so.1: cannot open",
+                                        "libc.so.6 has no noNever: it is too old",
+                                        "libc.so.6: error 34, a stub", "libc.so.6 finds no device"};
+    for (size_t i = 0; i < ARRAY_LEN(vendors); i++) {
+        struct ucmi_vendor v = vendors[i];
+        char why[256] = "";
+        v.prefix = "no";
+        v.size = sizeof(struct ucmi_gpu);
+        assert_int_equal(ucmi_gpu_probe(&v, why, sizeof why), -ENODEV);
+        TS_ASSERT_WORDS(why, words[i]);
+    }
+}
+
 /* ---- the simulated one ---- */
 
 static void every_nth_copy_fails_and_moves_nothing(void **state)
 {
     struct dev d = open_dev(ts_device("sim"), "sim_fail_every", "3");
     unsigned char memory[4] = {1, 2, 3, 4}, host[4] = {0};
-    for (int i = 0; i < 3; i++) {
+    for (int i = 0; i < 4; i++) { /* the last one only comes after one that fails */
         struct ucm_copy v = {&memory[i], &host[i], 1};
         assert_int_equal(d.ops->copy(d.state, d.stream, 1, &v, 1), 0);
     }
@@ -627,6 +735,7 @@ static void every_nth_copy_fails_and_moves_nothing(void **state)
     assert_int_equal(host[0], 1);
     assert_int_equal(host[1], 2);
     assert_int_equal(host[2], 0);
+    assert_int_equal(host[3], 0);
     struct ucm_copy v = {&memory[3], &host[3], 1}; /* an error is reported once */
     assert_int_equal(d.ops->copy(d.state, d.stream, 1, &v, 1), 0);
     assert_int_equal(ended(&d, d.stream), 0);
@@ -706,24 +815,30 @@ static const struct test with_events[] = {
     {NULL},
 };
 static const struct test of_vendors[] = {
-    CASE(the_caller_keeps_its_context),
-    CASE(memory_is_registered_and_given_back),
-    CASE(no_stream_ends_before_its_work),
-    CASE(each_call_may_fail),
-    CASE(a_wait_that_fails_is_made_again),
-    CASE(a_device_that_is_lost_says_so),
-    CASE(a_vector_is_one_call),
-    CASE(a_device_that_is_not_there),
+    CASE(the_caller_keeps_its_context),    CASE(memory_is_registered_and_given_back),
+    CASE(no_stream_ends_before_its_work),  CASE(each_call_may_fail),
+    CASE(a_wait_that_fails_is_made_again), CASE(a_device_that_is_lost_says_so),
+    CASE(errors_keep_their_meaning),       CASE(a_vector_is_one_call),
+    CASE(a_device_that_is_not_there),      {NULL},
+};
+static const struct test of_cuda[] = {
+    CASE(addresses_of_its_own_go_one_by_one),
+    CASE(batches_that_are_not_done),
+    CASE(waits_have_a_bound),
     {NULL},
 };
-static const struct test of_cuda[] = {CASE(addresses_of_its_own_go_one_by_one), {NULL}};
-static const struct test of_ascend[] = {CASE(registered_the_older_way), {NULL}};
+static const struct test of_ascend[] = {
+    CASE(registered_the_older_way),
+    CASE(batches_that_are_not_done),
+    {NULL},
+};
 static const struct test simulated[] = {
     CASE(every_nth_copy_fails_and_moves_nothing),
     CASE(unpinned_memory_is_refused_where_asked),
     CASE(a_delay_defers_the_bytes),
     CASE(a_queue_has_a_bound),
     CASE(the_host_reaches_what_it_says),
+    CASE(what_is_wrong_with_a_library_is_told),
     {NULL},
 };
 

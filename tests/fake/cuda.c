@@ -108,7 +108,7 @@ CALL(cuMemHostUnregister, void *p)
 CALL(cuStreamCreate, void **stream, unsigned flags)
 {
     READY;
-    return codes[flags > 1 ? FAKE_INVALID : core_stream_new(stream)];
+    return codes[flags != 1 ? FAKE_INVALID : core_stream_new(stream)]; /* waits for no other */
 }
 CALL(cuStreamSynchronize, void *stream)
 {
@@ -129,7 +129,7 @@ CALL(cuStreamWaitEvent, void *stream, void *event, unsigned flags)
 CALL(cuEventCreate, void **event, unsigned flags)
 {
     READY;
-    return codes[flags > 7 ? FAKE_INVALID : core_event_new(event)];
+    return codes[flags != 3 ? FAKE_INVALID : core_event_new(event)]; /* who waits for it sleeps */
 }
 CALL(cuEventRecord, void *event, void *stream)
 {
@@ -174,9 +174,10 @@ struct attributes {
 static int batch(uint64_t *to, uint64_t *from, size_t *len, size_t n, const struct attributes *how,
                  const size_t *first, size_t nhow, void *stream)
 {
-    if (!n || nhow != 1 || *first != 0 || how->order < 1 || how->order > 3 || how->flags > 1 ||
-        !stream)
+    if (!n || nhow != 1 || *first != 0 || how->flags > 1 || !stream)
         return 1;
+    if (how->order != 1)
+        core_die("a batch whose source may be read before its turn on the stream");
     if (core_aliased())
         core_die("a batch that names registered memory by the host's address");
     for (size_t i = 0; i < n; i++)

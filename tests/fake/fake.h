@@ -8,7 +8,9 @@
  * thread; and what no program may do ends the program with a line that says what: a copy from or to
  * memory that is not there, was given back, or reaches beyond what was allocated or registered at
  * once; memory of the host that is registered before it is there; an event, stream or context used
- * after its end, or in a thread that has not set it.  On request also: bytes of the host that
+ * after its end, or in a thread that has not set it; a batch whose source may be read before its
+ * turn.  It makes no stream that waits for the engine's default one, and no event that keeps who
+ * waits for it busy.  On request also: bytes of the host that
  * change between the call that queued their copy and the copy.
  */
 #ifndef FAKE_H

@@ -57,7 +57,7 @@ CALL(NAME(HostUnregister), void *p)
 CALL(NAME(StreamCreateWithFlags), void **stream, unsigned flags)
 {
     ENTER;
-    return codes[flags > 1 ? FAKE_INVALID : core_stream_new(stream)];
+    return codes[flags != 1 ? FAKE_INVALID : core_stream_new(stream)]; /* waits for no other */
 }
 CALL(NAME(StreamSynchronize), void *stream)
 {
@@ -78,7 +78,7 @@ CALL(NAME(StreamWaitEvent), void *stream, void *event, unsigned flags)
 CALL(NAME(EventCreateWithFlags), void **event, unsigned flags)
 {
     ENTER;
-    return codes[flags > 7 ? FAKE_INVALID : core_event_new(event)];
+    return codes[flags != 3 ? FAKE_INVALID : core_event_new(event)]; /* who waits for it sleeps */
 }
 CALL(NAME(EventRecord), void *event, void *stream)
 {

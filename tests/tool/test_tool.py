@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The program ucm as a user meets it: what it prints, its exit statuses, its errors.
-usage: test_tool.py UCM MAKE_STORE EXAMPLE OPTIONS_MD HANG FAKES [unittest arguments]"""
+usage: test_tool.py UCM MAKE_STORE EXAMPLE OPTIONS_MD HANG FAKES LOADED [unittest arguments]"""
 import json
 import os
 import select
@@ -12,7 +12,7 @@ import time
 import unittest
 from pathlib import Path
 
-UCM, MAKE_STORE, EXAMPLE, OPTIONS_MD, HANG, FAKES = (Path(p).resolve() for p in sys.argv[1:7])
+UCM, MAKE_STORE, EXAMPLE, OPTIONS_MD, HANG, FAKES, LOADED = (Path(p).resolve() for p in sys.argv[1:8])
 GOOD, BAD, CANNOT = 0, 1, 2
 BLOCKS, HEADER, BLOCK = 20, 4096, 65536
 VENDORS = ("cuda", "ascend", "musa", "maca", "hip", "cudart")
@@ -104,6 +104,13 @@ class Words(Tool):
             self.ends(ucm("doctor", "devices", cwd=cwd, LD_LIBRARY_PATH=str(FAKES), CUFILE_LOGFILE_PATH=str(log)),
                       GOOD, out="copies in batches")
             self.assertTrue(log.exists())
+
+    def test_doctor_prefers_the_library_that_is_loaded(self):
+        """By whatever name: another copy would not know the engine's events."""
+        done = ucm("doctor", "devices", "--json", LD_LIBRARY_PATH=str(FAKES), LD_PRELOAD=str(LOADED),
+                   ASAN_OPTIONS="verify_asan_link_order=0", CUFILE_LOGFILE_PATH="/dev/null")
+        by = {d["device"]: d["by"] for d in json.loads(done.stdout)["devices"]}
+        self.assertEqual(by["cudart"], f"{LOADED.name}, copies one by one")
 
     def test_unknown_verb_names_the_nearest(self):
         self.ends(ucm("verfy", "."), CANNOT, err="did you mean `ucm verify`?")
@@ -456,4 +463,4 @@ class Bench(Tool):
 
 
 if __name__ == "__main__":
-    unittest.main(argv=[sys.argv[0], *sys.argv[7:]])
+    unittest.main(argv=[sys.argv[0], *sys.argv[8:]])
