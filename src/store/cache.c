@@ -14,7 +14,7 @@
 
 enum {
     QUARANTINE_MS = 30000, /* the I/O of a killed process has long ended by then, one hopes */
-    GRACE_NS = 1000000000, /* a mover that still hears of something is given the time */
+    GRACE_NS = 1000000000, /* a mover that still hears of something is given so long, at most */
 };
 
 struct options { /* the tier's private state; what outlives a close that cannot wait is apart */
@@ -92,10 +92,10 @@ static int start_mover(struct cache *c, struct mover *m, bool out)
 }
 
 /* With mover.lock held: it waits for the device, though its time is up, and in vain. */
-static bool is_stuck(const struct mover *m, uint64_t due_ns)
+static bool is_stuck(const struct mover *m, uint64_t due_ns, uint64_t grace_ns)
 {
     uint64_t since = MAX(atomic_load(&m->heard_ns), due_ns);
-    return (m->sleeping || m->at_device) && ucmi_now_ns() > since + GRACE_NS;
+    return (m->sleeping || m->at_device) && ucmi_now_ns() > since + grace_ns;
 }
 
 /* One that cannot end is left alone: it keeps the cache, whose memory the device may still use, and
@@ -109,9 +109,10 @@ static void stop_mover(struct cache *c, struct mover *m, int closing)
     if (!m->started)
         return;
     ucmi_mover_kick(m);
-    uint64_t due_ns = MAX(c->close_ns, ucmi_now_ns()), until = due_ns + GRACE_NS;
+    uint64_t grace_ns = MIN(c->timeout_ns, (uint64_t)GRACE_NS);
+    uint64_t due_ns = MAX(c->close_ns, ucmi_now_ns()), until = due_ns + grace_ns;
     pthread_mutex_lock(&m->lock);
-    for (; !m->over && !is_stuck(m, due_ns); until = ucmi_now_ns() + GRACE_NS)
+    for (; !m->over && !is_stuck(m, due_ns, grace_ns); until = ucmi_now_ns() + grace_ns)
         ucmi_cond_wait(&m->more, &m->lock, until);
     bool alone = !m->over;
     if (alone)

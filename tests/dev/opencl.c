@@ -241,7 +241,7 @@ void opencl_add(void)
 {
     static const struct ts_engine engine = {bytes_new, bytes_free, event_new, event_fire,
                                             event_free};
-    if (!getenv("UCM_TEST_OPENCL"))
+    if (!getenv("UCM_TEST_ALL"))
         return;
     start();
     ts_devices[ts_ndevices++] =

@@ -3,7 +3,7 @@
 #ifndef OPENCL_H
 #define OPENCL_H
 
-/* Where UCM_TEST_OPENCL is set, as `make test-devices` does, which installs what it takes. */
+/* Where UCM_TEST_ALL is set, as `make test-devices` does, which installs what it takes. */
 void opencl_add(void);
 
 #endif
