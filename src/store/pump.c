@@ -570,6 +570,7 @@ static void run(struct ucmi_posix *p)
         if (!atomic_load(&p->busy_ns))
             atomic_store(&p->busy_ns, ucmi_now_ns());
         atomic_store(&p->asleep, true);
+        bool closing = atomic_load(&p->closing); /* first: then no job comes after those taken */
         take_jobs(p);
         answer_news(p);
         uint64_t now = ucmi_now_ns();
@@ -581,7 +582,7 @@ static void run(struct ucmi_posix *p)
         start_slices(p);
         tend_lanes(p);
         flush(p);
-        if (atomic_load(&p->closing)) {
+        if (closing) {
             if (!closing_ns)
                 closing_ns = now + p->geo->timeout_ms * UINT64_C(1000000);
             if (close_down(p, closing_ns))

@@ -44,6 +44,7 @@ enum {
     MAX_BLOCKS = 1200,
     ROUNDS = 120,
     FRESH = 1000000,   /* numbers of blocks dumped in clear weather */
+    ROUGH_MS = 40,     /* timeout_ms where the weather is rough */
     SETTLE_MS = 10000, /* storage that hung has come back, and what was waiting for it is over */
     MAX_FATES = 1024,
     CRASHES = 10
@@ -63,6 +64,12 @@ enum {
 static bool is_safe(enum weather w)
 {
     return w == CALM || w == WRITES_FAIL || w == NO_MEMORY || w == CRASH;
+}
+
+/* Nothing is waited for for long. */
+static bool is_rough(enum weather w)
+{
+    return w != CALM && w != CRASH;
 }
 
 static unsigned failures(struct fault_plan *v, unsigned kinds, unsigned one_in, uint64_t *dice)
@@ -101,6 +108,11 @@ static void make_weather(enum weather w, uint64_t *dice)
     v[n++] = (struct fault_plan){
         .kinds = FAULT_BATCH, .way = FAULT_WAY_DELAY, .one_in = 30, .delay_us = 1500};
     v[n++] = (struct fault_plan){.kinds = FAULT_BATCH, .way = FAULT_WAY_REORDER, .one_in = 1};
+    if (is_rough(w)) /* the pump stays in a call until all that waits for it has given up */
+        v[n++] = (struct fault_plan){.kinds = FAULT_FILES | FAULT_PREAD,
+                                     .way = FAULT_WAY_DELAY,
+                                     .one_in = 200,
+                                     .delay_us = 4000 * ROUGH_MS};
     fault_plan(v, n, ts_random(dice));
     if (w == NO_MEMORY)
         alloc_fail_one_in(10 + (unsigned)ts_below(dice, 300), ts_random(dice));
@@ -388,7 +400,7 @@ static bool one_round(struct life *l, struct play *p)
 }
 
 /* A member of the store's pool that does nothing, so that the pool outlives the storm.  NULL: bad
- * weather. */
+ * weather, in which it would have one to itself. */
 static struct ucmi_pool *join_pool(const ucm_store *store)
 {
     static struct ucm_counters counters;
@@ -397,7 +409,11 @@ static struct ucmi_pool *join_pool(const ucm_store *store)
     struct ucmi_pool *pool = NULL;
     char why[256];
     memcpy(spec.ns, store->geo.ns, sizeof spec.ns);
-    return ucmi_pool_open(&spec, &pool, why, sizeof why) ? NULL : pool;
+    if (!ucmi_pool_open(&spec, &pool, why, sizeof why) && pool->fd < 0) {
+        ucmi_pool_close(pool);
+        pool = NULL;
+    }
+    return pool;
 }
 
 /* A store that was closed over hanging storage holds its slots until that comes back. */
@@ -422,7 +438,7 @@ static void storm(struct life *l)
     unsigned joins = l->cache ? (unsigned)ts_below(&l->dice, rounds / 2) : rounds;
     struct ucmi_pool *pool = NULL;
     struct ts_opts o = l->opts;
-    ts_opt(&o, "timeout_ms", "%d", l->weather == CALM || l->weather == CRASH ? 30000 : 40);
+    ts_opt(&o, "timeout_ms", "%d", is_rough(l->weather) ? ROUGH_MS : 30000);
 
     if (l->weather == CRASH)
         crash_record(l->dir);

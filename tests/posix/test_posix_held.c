@@ -214,6 +214,34 @@ static void closing_does_not_wait_for_ever(void **state)
     fault_await_closed(before + 1);
 }
 
+/* What is handed over while the pump is in a call that outlasts the store's closing ends all the
+ * same, as soon as the pump comes out of it. */
+static void what_came_before_the_closing_ends(void **state)
+{
+    ucm_store *store = open_store(*state, &shape, "timeout_ms=200 posix_stall_ms=60000");
+    ucm_store *other = open_store(*state, &shape, NULL);
+    struct memory theirs, m;
+    memory_new(&theirs, other, &shape, 1);
+    memory_new(&m, store, &shape, 1);
+    dump_all(other, &theirs, 0); /* a lane: there is something to look at */
+    memory_free(&theirs);
+    ucm_store_close(other);
+    hang(FAULT_FILES, 0);
+    ucm_task *absent = submit(store, &m, false, 50);
+    fault_await_hanging(1);
+    ucm_task *dump = submit(store, &m, true, 0);
+    unsigned before = fault_closed();
+    ucm_store_close(store);
+    assert_int_equal(fault_closed(), before);
+    nothing_hangs();
+    fault_await_closed(before + 1);
+    assert_true(ucm_task_done(absent, UCM_RELEASED));
+    assert_true(ucm_task_done(dump, UCM_STORED));
+    ucm_task_free(absent);
+    ucm_task_free(dump);
+    memory_free(&m);
+}
+
 static void await_stall(ucm_store *store, bool stalled)
 {
     const struct ucmi_posix *p = backend_of(store);
@@ -376,6 +404,7 @@ int main(int argc, char **argv)
         TEST(a_lost_lane_is_let_go_under_loads),
         TEST(a_segment_is_given_up_without_room_for_records),
         TEST(closing_does_not_wait_for_ever),
+        TEST(what_came_before_the_closing_ends),
         TEST(storage_that_hangs_is_passed_by),
         TEST(storage_that_hangs_at_the_start_is_used_when_it_answers),
         TEST(a_load_is_given_up_when_its_batch_says),
