@@ -233,9 +233,12 @@ def test_a_real_engine(deploy, layerwise, pipeline):
 
 def assert_dashboard_shows(shown: dict[str, float]) -> None:
     """Every metric that the dashboard asks for is there."""
-    asked = set(re.findall(r"ucm:\w+", " ".join(
-        t["expr"] for panel in dashboard()["panels"] for t in panel.get("targets", []))))
+    asked = asked_by_dashboard()
     assert len(asked) > 20 and asked <= shown.keys(), asked - shown.keys()
+
+
+def asked_by_dashboard() -> set[str]:
+    return set(re.findall(r"ucm:\w+", " ".join(t["expr"] for p in dashboard()["panels"] for t in p.get("targets", []))))
 
 
 def dashboard() -> dict:
@@ -254,6 +257,12 @@ def test_the_dashboard_shows_rates_and_quantiles():
     exprs = [t["expr"] for p in panels for t in p["targets"]]
     for name in ("load_duration", "save_duration", "save_stored_duration", "lookup_duration", "interval_lookup_hit_rates"):
         assert any("histogram_quantile" in e and f"ucm:{name}_bucket" in e for e in exprs), name
+
+
+def test_the_dashboard_shows_all_that_the_connector_counts():
+    from ucm.integration.vllm.stats import MEASURED
+
+    assert {name.removesuffix("_bucket") for name in asked_by_dashboard()} >= {f"ucm:{name}" for name in MEASURED}
 
 
 def test_prometheus_configuration():
