@@ -9,6 +9,7 @@ import pytest
 import ucm
 from models import prompt
 from support import BLOCK, MODES, flip_bytes, hits, tokens
+from test_stats import YAML, samples
 
 PROMPTS = [prompt(1000, 1), prompt(5 * BLOCK, 2), prompt(512, 3) + prompt(200, 4)]
 FULL = [len(p) // BLOCK for p in PROMPTS]
@@ -60,9 +61,9 @@ def test_what_one_rank_has_not_is_a_miss_for_all(deploy, reference):
 
 @pytest.mark.row("MLA TP2")
 def test_latent_attention_is_stored_once(deploy, reference):
-    """All ranks hold the same: one writes, each reads; and any number of them share it."""
+    """All ranks hold the same: one writes, each loads what one has read; and any number of them share it."""
     expected = [reference([p], "mla-tiny", **TP2)[0] for p in PROMPTS[:2]]  # sums depend on what is beside them
-    d = deploy(model_name="mla-tiny")
+    d = deploy(model_name="mla-tiny", metrics_config_path=str(YAML))
     with d.life(**TP2) as life:
         assert ask(life, PROMPTS[:2]) == expected
     (lane,) = ucm.inspect(d.storage)
@@ -70,6 +71,9 @@ def test_latent_attention_is_stored_once(deploy, reference):
     with d.life(**TP2) as life:
         assert ask(life, PROMPTS[:2]) == expected
         assert hits(life) == [(n, 0, n) for n in FULL[:2]]
+        m = samples(life.call("scrape"))
+        assert m["ucm:load_bytes_total"] == 2 * sum(FULL[:2]) * lane["block_size"]
+        assert 2 * m["ucm:disk_reads_total"] == m["ucm:load_blocks_total"]  # in both, pieces of blocks
     with d.life() as life:  # sums in another order: its own tokens may differ
         ask(life, PROMPTS[:2])
         assert hits(life) == [(n, 0, n) for n in FULL[:2]]
