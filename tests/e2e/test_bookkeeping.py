@@ -384,6 +384,24 @@ def test_workers_in_lockstep_save_what_went_well_while_the_next_load_is_under_wa
     assert saved(s.step(running=[(busy, 600, 100)])) == {"a": range(0, 5)}
 
 
+def test_workers_in_lockstep_save_though_every_step_loads():
+    """And vLLM schedules one ahead, so that there is always a load which has not been heard of."""
+    s, busy = Scheduler(lockstep=True), Request("a", 1000)
+    s.admit(busy)
+    steps = []
+    for i in range(7):
+        r = Request(f"{i}", 300)
+        s.store.put(r, range(2))
+        steps.append(s.step(new=[(r, s.admit(r), 44), *[(busy, 0, BLOCK)] * (i == 0)],
+                            running=[(busy, i * BLOCK, BLOCK)] * (i > 0)))
+        if i > 0:
+            s.side.heard(StepResult("here", {}, settled=steps[i - 1].seq))
+        if i == 4:
+            assert s.finish(busy)
+    assert [saved(step).get("a") for step in steps] == [None, None, *(range(i, i + 1) for i in range(5))]
+    assert [step.held for step in steps] == [frozenset()] * 6 + [{"a"}]
+
+
 class FakePool:
     def __init__(self):
         self.evicted: set[int] = set()

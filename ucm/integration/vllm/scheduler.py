@@ -99,7 +99,8 @@ class Tracked:
         self.computed = 0  # tokens, when it was last scheduled
         self.blocks: list[list[int]] = [[] for _ in range(groups)]  # its engine blocks
         self.saved = [0] * groups  # positions before this need no saving
-        self.owed = 0  # positions before this are computed, and saved when that is known to be right
+        # By which step positions before which are computed: saved when that is known to be right.
+        self.owed: list[tuple[int, int]] = []
         self.dumping = False  # a save of its blocks may be reading them
         self.load: tuple[int, Transfer] | None = None  # the last one: in which step, what
 
@@ -297,13 +298,12 @@ class SchedulerSide:
             self._pace.breaks(req_id)
             if t := self._requests.get(req_id):
                 t.dumping, t.load = False, None  # the worker waits for its saves before the blocks are overwritten
-                t.owed = 0
+                t.owed.clear()
         step = Step(self._seq, self._acked, self._loads, preempted=frozenset(out.preempted_req_ids or ()),
                     idle=out.total_num_scheduled_tokens == 0)
         if self._policy.recomputes:  # else a load is not given up for being slow
             step.patience_ms = self._pace.ms_per_token * self._geo.block_tokens
-        if not self._unsettled:
-            self._settle_finished(step)
+        self._settle_finished(step)
         step.held = frozenset(self._held)
         if self._loads and not self._policy.asynchronous:
             self._unsettled.add(self._seq)
@@ -356,21 +356,25 @@ class SchedulerSide:
         known = len(t.request.block_hashes) // self._geo.hashes
         if self._policy.prompt_only:
             known = min(known, t.request.num_prompt_tokens // size)
-        full = min((computed + scheduled) // size, known)
-        if self._unsettled and self._policy.lockstep:
-            # A load may yet fail on one worker, and what the others compute in this step be wrong for it.
-            if self._unsettled == {step.seq}:
-                self._save(step, t, t.owed)  # of earlier steps, which went well
-            t.owed = full
-        else:
-            self._save(step, t, full)
+        t.owed.append((step.seq, min((computed + scheduled) // size, known)))
+        self._settle(step, t)
 
     def _settle_finished(self, step: Step) -> None:
         """What requests that have finished meanwhile were to save."""
         for t in self._finished:
-            self._held.add(t.request.request_id)
-            self._save(step, t, t.owed)
-        self._finished.clear()
+            self._settle(step, t)
+            if not t.owed:
+                self._held.add(t.request.request_id)
+        self._finished = [t for t in self._finished if t.owed]
+
+    def _settle(self, step: Step, t: Tracked) -> None:
+        """Saves what is known to be right: where workers are in lockstep, a load may yet fail on one, and what the
+        others have computed since be wrong for it."""
+        doubtful = min(self._unsettled, default=NO_LIMIT) if self._policy.lockstep else NO_LIMIT
+        full = 0
+        while t.owed and t.owed[0][0] < doubtful:
+            _, full = t.owed.pop(0)
+        self._save(step, t, full)
 
     def _save(self, step: Step, t: Tracked, full: int) -> None:
         """Blocks before that position that are not saved yet, and still there.  Who was looked up before a reset
@@ -429,7 +433,7 @@ class SchedulerSide:
             # From that step on, up to the next one, the worker has saved nothing.
             self._acked = result.spoilt
             for t in (*self._requests.values(), *self._finished):
-                t.owed = 0
+                t.owed.clear()
             for seq, t, before in self._planned:
                 if seq >= result.spoilt:
                     t.saved = list(map(min, t.saved, before))
@@ -469,8 +473,8 @@ class SchedulerSide:
         t = self._requests.pop(request.request_id, None)
         if t is None:
             return False
-        owed = self._geo.ratio * t.owed
-        owes = t.owed > min(t.saved) and all(
+        owed = self._geo.ratio * t.owed[-1][1] if t.owed else 0
+        owes = owed > self._geo.ratio * min(t.saved) and all(
             given[:owed] == known[:owed] for given, known in zip(engine_blocks, t.blocks))
         if owes:
             self._finished.append(t)
