@@ -275,10 +275,44 @@ def test_blocks_in_the_engine_but_not_in_the_store_are_saved():
 
 
 def test_what_another_connector_loads_is_not_saved():
-    s, r = Scheduler(), Request("a", 1000)
+    s, r = Scheduler(hears=False), Request("a", 1000)
     s.admit(r)
     assert saved(s.step(new=[(r, 3 * BLOCK, 300)])) == {}
     assert saved(s.step(running=[(r, 3 * BLOCK + 300, 316)])) == {"a": range(3, 7)}
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_what_is_computed_while_another_connector_loads_is_saved_when_that_went_well(fails):
+    """It may have failed; and vLLM's own cache gives its blocks to others in the same step."""
+    s, r, other = Scheduler(), Request("a", 1000), Request("b", 1000)
+    s.admit(r), s.admit(other, 3 * BLOCK)
+    step = s.step(new=[(r, 3 * BLOCK, 300), (other, 3 * BLOCK, 300)])
+    assert step.settles and saved(step) == {}
+    ahead = s.step(running=[(r, 684, 100), (other, 684, 100)])  # scheduled before that step was heard of
+    assert not ahead.settles and saved(ahead) == {}
+    s.side.heard(StepResult("here", {}, spoilt=step.seq if fails else -1, settled=step.seq))
+    again = [(r, 784, 216), (other, 784, 216)] if not fails else [(r, 0, 400), (other, 0, 500)]
+    assert saved(s.step(running=again)) == ({"a": range(3, 7), "b": range(0, 7)} if not fails else
+                                       {"a": range(0, 3), "b": range(0, 3)})
+
+
+def test_nobody_waits_to_hear_of_what_is_not_saved():
+    for policy in ({"saves": False}, {"persist_token_threshold": 2000}, {"hears": False}):
+        s, r = Scheduler(**policy), Request("a", 1000)
+        s.admit(r)
+        steps = [s.step(new=[(r, 3 * BLOCK, 100)]), s.step(running=[(r, 3 * BLOCK + 100, 100)])]
+        assert not steps[1].settles, policy
+
+
+def test_blocks_that_another_connector_failed_to_load_spoil_the_step():
+    from ucm.integration.vllm.ucm_connector import UCMConnector
+
+    heard = []
+    connector = SimpleNamespace(_scheduler=SimpleNamespace(heard=heard.append), _meter=SimpleNamespace(count=lambda name, n: None))
+    for settled, bad in ((7, {3}), (7, set()), (-1, {3})):
+        UCMConnector.update_connector_output(connector, SimpleNamespace(
+            kv_connector_worker_meta=StepResult("here", {}, settled=settled), invalid_block_ids=bad))
+    assert [result.spoilt for result in heard] == [7, -1, -1]
 
 
 def test_after_a_failed_load_the_lost_blocks_are_saved_again():

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+from engine import UCM
 from models import prompt
 from support import BLOCK, MODES, flip_bytes, hits, tokens
 
@@ -269,6 +270,29 @@ def test_damage_beside_other_requests(deploy, reference, mode):
     with d.life() as life:
         assert tokens(life.call("ask", both)) == expected
         assert [external for _, _, external in hits(life)] == [5] * len(both)
+
+
+@pytest.mark.row("damaged blocks of another connector (MultiConnector)")
+def test_damage_in_another_connectors_store(deploy, reference, tmp_path):
+    """Its load fails in a step in which another request hits, in vLLM's own cache, what it was to bring: that is not
+    saved here."""
+    first, second = deploy(), deploy(model_id=f"second {tmp_path}")
+    loaded = prompt(5 * BLOCK + 50, 90)
+    prompts = [loaded, loaded[:5 * BLOCK] + prompt(2 * BLOCK, 91)]
+    expected = reference(prompts)
+    with second.life() as life:
+        life.call("ask", prompts[:1])
+    flip_bytes(second.segments(), every=1 << 20)
+    alone, first.config = first.config, {"connectors": [
+        {**UCM, "kv_role": role, "kv_connector_extra_config": d.config}
+        for role, d in (("kv_both", first), ("kv_consumer", second))]}
+    with first.life(enable_prefix_caching=True) as life:
+        assert tokens(life.call("ask", prompts)) == expected
+        assert "could not be loaded" in life.log.read_text()
+    first.config = alone
+    with first.life() as life:
+        assert tokens(life.call("ask", prompts)) == expected
+        assert hits(life) == [(5, 0, 5), (7, 0, 7)]
 
 
 @pytest.mark.row("policy fail")

@@ -107,11 +107,11 @@ class Worker:
         self.seq = 0
 
     def step(self, loads=(), saves=(), acked=-1, preempted=(), held=(), idle=False, deliver=False, asked=None,
-             patience_ms=0):
+             patience_ms=0, settles=False):
         """One step as vLLM drives it, in which the model asks for these layers: what was reported."""
         self.seq += 1
         step = Step(self.seq, acked, list(loads), list(saves), frozenset(preempted), frozenset(held), idle,
-                    deliver, patience_ms)
+                    deliver, patience_ms, settles)
         self.side.preempted(step.preempted)
         self.side.begin(step)
         self.side.load()
@@ -341,13 +341,13 @@ def test_nothing_is_saved_from_a_failed_load_until_the_scheduler_knows():
     assert len(w.store.dumps) == 1
 
 
-def test_the_step_that_a_load_belongs_to_is_reported_as_settled():
-    """The scheduler waits for that of all workers, failed or not."""
+def test_a_step_that_the_scheduler_waits_to_hear_of_is_reported_as_settled():
+    """By all workers, whether its load has failed or it has none."""
     w = Worker()
     w.step()
     assert w.step()[3] is None
-    assert w.step(loads=[transfer("a", 0, 1)])[3].settled == 3
-    assert Worker(asynchronous=True).step(loads=[transfer("a", 0, 1)])[3].settled == -1
+    assert w.step(loads=[transfer("a", 0, 1)], settles=True)[3].settled == 3
+    assert w.step(settles=True)[3].settled == 4
 
 
 def test_what_the_workers_say_is_put_together():

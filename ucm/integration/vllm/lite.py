@@ -59,6 +59,7 @@ class LiteSide(SchedulerSide):
     def finished(self, request: Request, engine_blocks: list[int]) -> bool:
         super().finished(request, engine_blocks)
         self._held.clear()  # nobody reads its blocks
+        self._finished.clear()
         return False
 
     def close(self) -> None:

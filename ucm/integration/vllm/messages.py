@@ -55,6 +55,7 @@ class Step(KVConnectorMetadata):
     idle: bool = False  # nothing is computed in this step
     deliver: bool = False  # a producer's prompt ends here: its consumer must find the blocks
     patience_ms: float = 0  # for each block that is loaded; 0: as long as the store allows
+    settles: bool = False  # the scheduler waits to hear that it is over: it may compute on what was not loaded
 
 
 @dataclass
@@ -66,7 +67,7 @@ class StepResult(KVConnectorWorkerMetadata):
     failed: dict[str, int]  # request -> position of its first block that could not be loaded
     spoilt: int = -1  # a step that computed on blocks that had not been loaded; -1: none
     late: bool = False  # a load was given up because it took too long
-    settled: int = -1  # this step, if it loaded what it computed on: that has ended; -1: it did not
+    settled: int = -1  # this step, if the scheduler waits to hear of it: its loads have ended; -1: it does not
     released: int = -1  # no save of this step or an earlier one reads engine memory any more
 
     def aggregate(self, other: KVConnectorWorkerMetadata) -> KVConnectorWorkerMetadata:

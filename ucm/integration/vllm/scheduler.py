@@ -53,6 +53,7 @@ class Policy:
     hit_ratio: float = 1.0
     prompt_only: bool = False  # generated tokens are not wanted, or may be guesses that are rejected later
     lockstep: bool = False  # several workers compute each step: what one of them gets wrong, all do
+    hears: bool = True  # workers can answer
 
 
 @dataclass(frozen=True)
@@ -118,6 +119,7 @@ class SchedulerSide:
         self._loads: list[Transfer] = []
         self._held: set[str] = set()
         self._unsettled: set[int] = set()  # steps that load what they compute on, not yet heard of
+        self._doubtful: set[int] = set()  # those that others than the worker which saves may get wrong
         self._written: deque[tuple[int, array]] = deque()  # engine blocks, by these steps and those after them
         self._pool: BlockPool | None = None
         self._pinned: deque[tuple[int, list[KVCacheBlock]]] = deque()  # in windows, saved by these steps
@@ -305,24 +307,19 @@ class SchedulerSide:
             step.patience_ms = self._pace.ms_per_token * self._geo.block_tokens
         self._settle_finished(step)
         step.held = frozenset(self._held)
-        if self._loads and not self._policy.asynchronous:
-            self._unsettled.add(self._seq)
-        if self._unsettled:
-            self._written.append((self._seq, array("I")))
-            for load in self._loads:
-                self._written[-1][1].extend(load.blocks)
         self._loads, self._held = [], set()
         while self._planned and self._planned[0][0] < self._seq - STEPS_IN_FLIGHT:
             self._planned.popleft()
         while self._written and self._written[0][0] < self._seq - STEPS_IN_FLIGHT:
             self._written.popleft()
         scheduled = out.num_scheduled_tokens
+        computing: list[tuple[Tracked, int, int]] = []  # whose tokens: after how many, how many
         for new in out.scheduled_new_reqs:
             if t := self._requests.get(new.req_id):
                 t.blocks = [list(blocks) for blocks in new.block_ids]
                 if not step.loads:  # which would count as computing
                     self._pace.begins(t.request, t.request.num_prompt_tokens - new.num_computed_tokens)
-                self._plan_save(step, t, new.num_computed_tokens, scheduled[new.req_id])
+                computing.append((t, new.num_computed_tokens, scheduled[new.req_id]))
         cached = out.scheduled_cached_reqs
         for i, req_id in enumerate(cached.req_ids):
             if (t := self._requests.get(req_id)) is None:
@@ -333,11 +330,30 @@ class SchedulerSide:
             elif new_blocks is not None:
                 for blocks, more in zip(t.blocks, new_blocks):
                     blocks.extend(more)
-            self._plan_save(step, t, cached.num_computed_tokens[i], scheduled.get(req_id, 0))
+            computing.append((t, cached.num_computed_tokens[i], scheduled.get(req_id, 0)))
+        self._note_doubts(step, computing)
+        for t, computed, count in computing:
+            self._plan_save(step, t, computed, count)
         return step
+
+    def _note_doubts(self, step: Step, computing: list[tuple[Tracked, int, int]]) -> None:
+        """Whether what this step computes may turn out to be wrong."""
+        ours = bool(step.loads) and not self._policy.asynchronous
+        # Another connector loads these in this very step, and may yet fail; vLLM's own cache has them already, for others.
+        theirs = self._policy.saves and self._policy.hears and any(computed > t.trusted for t, computed, _ in computing)
+        step.settles = ours or theirs
+        if step.settles:
+            self._unsettled.add(step.seq)
+        if theirs or ours and self._policy.lockstep:
+            self._doubtful.add(step.seq)
+        if self._unsettled:
+            self._written.append((step.seq, array("I")))
+            for load in step.loads:
+                self._written[-1][1].extend(load.blocks)
 
     def _plan_save(self, step: Step, t: Tracked, computed: int, scheduled: int) -> None:
         """Blocks that are full at the end of this step and not yet saved."""
+        theirs, t.trusted = computed > t.trusted, NO_LIMIT
         if self._unsettled:
             tokens = self._geo.engine_tokens
             for blocks in t.blocks:
@@ -347,12 +363,11 @@ class SchedulerSide:
         if self._policy.delivers and computed < t.request.num_prompt_tokens <= computed + scheduled:
             step.deliver = True
         size, t.computed = self._geo.block_tokens, computed
-        if computed > t.trusted:
-            # Another connector loads these in this very step, and may yet fail: not ours to save, and
-            # what is computed on them is not known to be right before the next step.
-            t.saved, t.trusted = [max(saved, -(-computed // size)) for saved in t.saved], NO_LIMIT
-            return
-        t.trusted = NO_LIMIT
+        if theirs:  # what another connector loads is not ours to save, unless it fails
+            self._planned.append((step.seq, t, t.saved))
+            t.saved = [max(saved, -(-computed // size)) for saved in t.saved]
+            if not self._policy.hears:  # and what is computed on it is not known to be right before the next step
+                return
         known = len(t.request.block_hashes) // self._geo.hashes
         if self._policy.prompt_only:
             known = min(known, t.request.num_prompt_tokens // size)
@@ -368,9 +383,9 @@ class SchedulerSide:
         self._finished = [t for t in self._finished if t.owed]
 
     def _settle(self, step: Step, t: Tracked) -> None:
-        """Saves what is known to be right: where workers are in lockstep, a load may yet fail on one, and what the
-        others have computed since be wrong for it."""
-        doubtful = min(self._unsettled, default=NO_LIMIT) if self._policy.lockstep else NO_LIMIT
+        """Saves what is known to be right.  A worker itself saves nothing of a step that its own load has spoilt, but
+        the load may fail on another, or be another connector's."""
+        doubtful = min(self._doubtful, default=NO_LIMIT)
         full = 0
         while t.owed and t.owed[0][0] < doubtful:
             _, full = t.owed.pop(0)
@@ -438,6 +453,7 @@ class SchedulerSide:
                 if seq >= result.spoilt:
                     t.saved = list(map(min, t.saved, before))
         self._unsettled = {step for step in self._unsettled if step > result.settled}
+        self._doubtful = {step for step in self._doubtful if step > result.settled}
         while self._written and (not self._unsettled or self._written[0][0] < min(self._unsettled)):
             self._written.popleft()
         while self._pinned and self._pinned[0][0] <= result.released:

@@ -167,6 +167,8 @@ class UCMConnector(KVConnectorBase_V1, compat.SupportsHMA):
     def update_connector_output(self, connector_output: KVConnectorOutput) -> None:
         result = compat.worker_answer(connector_output)
         if isinstance(result, StepResult):
+            if connector_output.invalid_block_ids:  # another connector's, too
+                result.spoilt = max(result.spoilt, result.settled)
             self._scheduler.heard(result)
             self._meter.count("loads_late_total", result.late)
         elif not compat.WORKERS_ANSWER and connector_output.invalid_block_ids:
@@ -289,4 +291,5 @@ def _policy(conf: ucm.Conf, vllm_config: VllmConfig, geometry: geo.Geometry) -> 
         hit_ratio=float(conf.get("hit_ratio")),
         prompt_only=vllm_config.speculative_config is not None or conf.get("save_generated") != "true",
         lockstep=lockstep,
+        hears=compat.WORKERS_ANSWER,
     )

@@ -248,7 +248,7 @@ class WorkerSide:
 
     def result(self) -> StepResult | None:
         step = self._step
-        settled = step.seq if step and step.loads and not self._asynchronous else -1
+        settled = step.seq if step and step.settles else -1
         if self._introduced and not self._failed and settled < 0 and not any(self._geo.windows):
             return None
         self._introduced = True
