@@ -186,6 +186,7 @@ static void engines(void)
             base, on_accept, NULL, LEV_OPT_CLOSE_ON_EXEC, 4096, (struct sockaddr *)&a, sizeof a);
         if (!l || getsockname(evconnlistener_get_fd(l), (struct sockaddr *)&a, &len))
             die("listen");
+        conn_options(evconnlistener_get_fd(l), PATIENCE_S);
         printf("%u\n", ntohs(a.sin_port));
     }
     fflush(stdout);

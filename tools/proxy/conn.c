@@ -11,6 +11,7 @@
 #include <errno.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
+#include <poll.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
@@ -47,8 +48,10 @@ static void on_read(evutil_socket_t fd, short what, void *arg)
 
     ssize_t n = recv(fd, buf, sizeof buf, 0); /* read() has further to go */
     if (n <= 0) {
-        if (n == 0 || (errno != EAGAIN && errno != EINTR))
-            c->ops->gone(c->arg, n ? -errno : 0);
+        if (n < 0 && errno != EAGAIN && errno != EINTR)
+            c->error = errno;
+        if (n == 0 || c->error)
+            c->ops->gone(c->arg, -c->error);
         return;
     }
     c->heard = clock_s();
@@ -83,22 +86,36 @@ static void on_quiet(evutil_socket_t fd, short what, void *arg)
     event_add(c->quiet, &tv);
 }
 
-static int finish_connecting(struct conn *c)
+static void await_write(struct conn *c)
+{
+    struct timeval tv = {.tv_sec = c->stall_s};
+    event_add(c->wr, &tv);
+}
+
+static void finish_connecting(struct conn *c)
 {
     socklen_t len = sizeof c->error;
 
     if (getsockopt(c->fd, SOL_SOCKET, SO_ERROR, &c->error, &len) < 0)
         c->error = errno;
-    if (!c->error)
-        c->connecting = 0;
-    return c->error;
+    if (c->error)
+        return;
+    c->connecting = 0;
+    await_write(c); /* not the time to connect any more */
+}
+
+/* A timer that fires is no proof: it may be we who were late, over a prompt of megabytes. */
+static int can_write(int fd)
+{
+    struct pollfd p = {.fd = fd, .events = POLLOUT};
+    return poll(&p, 1, 0) > 0;
 }
 
 static void on_write(evutil_socket_t fd, short what, void *arg)
 {
     struct conn *c = arg;
 
-    if (what & EV_TIMEOUT) {
+    if ((what & EV_TIMEOUT) && !can_write(fd)) {
         c->ops->gone(c->arg, -ETIMEDOUT);
         return;
     }
@@ -118,15 +135,16 @@ static void on_write(evutil_socket_t fd, short what, void *arg)
         c->ops->drained(c->arg);
 }
 
-/* A peer whose machine has gone says nothing, for ever: half a minute is enough. */
-static void set_options(int fd)
+void conn_options(int fd, unsigned lost_s)
 {
-    static const struct {
+    const struct {
         int level, name, value;
     } options[] = {
-        {IPPROTO_TCP, TCP_NODELAY, 1},   {SOL_SOCKET, SO_KEEPALIVE, 1},
-        {IPPROTO_TCP, TCP_KEEPIDLE, 15}, {IPPROTO_TCP, TCP_KEEPINTVL, 5},
-        {IPPROTO_TCP, TCP_KEEPCNT, 3},   {IPPROTO_TCP, TCP_USER_TIMEOUT, 30000},
+        {IPPROTO_TCP, TCP_NODELAY, 1},
+        {SOL_SOCKET, SO_KEEPALIVE, 1},
+        {IPPROTO_TCP, TCP_KEEPIDLE, 15},
+        {IPPROTO_TCP, TCP_KEEPINTVL, 5},
+        {IPPROTO_TCP, TCP_USER_TIMEOUT, (int)(lost_s < 1000000 ? lost_s : 1000000) * 1000},
     };
     for (size_t i = 0; i < sizeof options / sizeof *options; i++)
         setsockopt(fd, options[i].level, options[i].name, &options[i].value,
@@ -140,8 +158,6 @@ struct conn *conn_new(struct event_base *base, int fd, unsigned stall_s, const s
 
     if (!c)
         abort();
-    evutil_make_socket_nonblocking(fd);
-    set_options(fd);
     *c = (struct conn){.fd = fd, .stall_s = stall_s, .ops = ops, .arg = arg};
     c->out = evbuffer_new();
     c->rd = event_new(base, fd, EV_READ | EV_PERSIST, on_read, c);
@@ -150,14 +166,6 @@ struct conn *conn_new(struct event_base *base, int fd, unsigned stall_s, const s
     if (!c->out || !c->rd || !c->wr || !c->quiet)
         abort();
     return c;
-}
-
-static void await_write(struct conn *c)
-{
-    struct timeval tv = {.tv_sec = c->stall_s};
-
-    if (!event_pending(c->wr, EV_WRITE, NULL))
-        event_add(c->wr, &tv);
 }
 
 struct conn *conn_connect(struct event_base *base, const struct sockaddr *addr, socklen_t len,
@@ -173,6 +181,7 @@ struct conn *conn_connect(struct event_base *base, const struct sockaddr *addr, 
         errno = err;
         return NULL;
     }
+    conn_options(fd, LOST_S);
     struct conn *c = conn_new(base, fd, stall_s, ops, arg);
     c->connecting = 1;
     await_write(c);

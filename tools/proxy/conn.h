@@ -11,7 +11,7 @@
 
 #include "proxy/bytes.h"
 
-enum { CONN_HIGH = 1 << 20, CONN_LOW = 256 << 10 };
+enum { CONN_HIGH = 1 << 20, CONN_LOW = 256 << 10, LOST_S = 30 };
 
 /* In each of these the connection may be freed. */
 struct conn_ops {
@@ -21,7 +21,7 @@ struct conn_ops {
 };
 struct conn {
     int fd, connecting, error;
-    unsigned stall_s; /* so long may a write, or connecting, stand still */
+    unsigned stall_s; /* so long may a write stand still; at first, connecting */
     struct event *rd, *wr, *quiet;
     unsigned silence_s;
     double heard; /* when something came last */
@@ -32,7 +32,10 @@ struct conn {
     void *arg;
 };
 
-/* Takes the descriptor over. */
+/* What a listener's connections inherit.  A peer whose machine has gone says nothing, for ever: it
+ * is taken for lost when it has acknowledged nothing, or read nothing, for so long. */
+void conn_options(int fd, unsigned lost_s);
+/* Takes the descriptor over, which must not block. */
 struct conn *conn_new(struct event_base *base, int fd, unsigned stall_s, const struct conn_ops *ops,
                       void *arg);
 /* Begins to connect; NULL when that fails at once. */

@@ -407,6 +407,7 @@ int front_listen(const char *host, const char *port)
             err = errno;
             continue;
         }
+        conn_options(evconnlistener_get_fd(l), (unsigned)proxy.set.client_s);
         evconnlistener_set_error_cb(l, on_accept_error);
         listeners[nlisteners++] = l;
         say('I', "listening on http://%s:%u", host, bound_port(l));

@@ -210,6 +210,7 @@ static void call_send(struct call *c)
         evbuffer_add(c->conn->out, v.iov_base, v.iov_len);
     if (c->body)
         evbuffer_add_buffer_reference(c->conn->out, c->body);
+    c->conn->stall_s = c->timeout_s;
     conn_read(c->conn, c->timeout_s);
     conn_flush(c->conn);
 }
