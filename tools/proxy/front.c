@@ -391,6 +391,15 @@ static unsigned bound_port(struct evconnlistener *l)
                                          : ((struct sockaddr_in *)&a)->sin_port);
 }
 
+/* Is it in the list a second time?  Two lines of /etc/hosts are enough. */
+static int repeats(const struct addrinfo *all, const struct addrinfo *a)
+{
+    for (; all != a; all = all->ai_next)
+        if (all->ai_addrlen == a->ai_addrlen && !memcmp(all->ai_addr, a->ai_addr, a->ai_addrlen))
+            return 1;
+    return 0;
+}
+
 int front_listen(const char *host, const char *port)
 {
     struct addrinfo hints = {.ai_socktype = SOCK_STREAM, .ai_flags = AI_PASSIVE}, *all;
@@ -401,10 +410,14 @@ int front_listen(const char *host, const char *port)
         return cannot("--host %s --port %s: %s", host, port, gai_strerror(rc));
     resume = evtimer_new(proxy.base, on_resume, NULL);
     for (struct addrinfo *a = all; a && nlisteners < MAX_LISTENERS; a = a->ai_next) {
+        if (repeats(all, a))
+            continue;
         struct evconnlistener *l = evconnlistener_new_bind(proxy.base, on_accept, NULL, flags, 1024,
                                                            a->ai_addr, (int)a->ai_addrlen);
         if (!l) {
             err = errno;
+            if (err == EADDRINUSE) /* some clients would get to somebody else, by the same name */
+                break;
             continue;
         }
         conn_options(evconnlistener_get_fd(l), (unsigned)proxy.set.client_s);
@@ -415,7 +428,9 @@ int front_listen(const char *host, const char *port)
             break; /* the next would get another one */
     }
     freeaddrinfo(all);
-    return nlisteners ? 0 : cannot("--host %s --port %s: %s", host, port, strerror(err));
+    return nlisteners && err != EADDRINUSE
+               ? 0
+               : cannot("--host %s --port %s: %s", host, port, strerror(err));
 }
 
 void front_close(void)

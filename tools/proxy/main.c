@@ -180,6 +180,23 @@ static int add_instances(void)
     return 0;
 }
 
+/* A client's request takes three descriptors: its own, one where it is, one kept where it was. */
+static void bound_by_files(uint64_t *connections)
+{
+    enum { OURS = 32 };
+    struct rlimit files;
+
+    if (getrlimit(RLIMIT_NOFILE, &files) < 0)
+        return;
+    files.rlim_cur = files.rlim_max;
+    setrlimit(RLIMIT_NOFILE, &files);
+    if (files.rlim_max >= OURS + 3 * *connections)
+        return;
+    *connections = files.rlim_max > OURS + 3 ? (files.rlim_max - OURS) / 3 : 1;
+    say('W', "--max-connections %ju: more are too many for %ju open files (ulimit -n)",
+        (uintmax_t)*connections, (uintmax_t)files.rlim_max);
+}
+
 static int read_settings(void)
 {
     static const char *const ways[] = {"params", "mooncake", "none"};
@@ -199,6 +216,7 @@ static int read_settings(void)
     for (size_t i = 0; i < COUNT_OF(positive); i++)
         if (!*positive[i] || *positive[i] > 1u << 30)
             return cannot("seconds, sizes and counts are from 1 to 1G");
+    bound_by_files(&s->max_connections);
     proxy.api_key = getenv("OPENAI_API_KEY");
     return 0;
 }
@@ -227,17 +245,12 @@ static void on_signal(evutil_socket_t fd, short what, void *arg)
 static void make_base(void)
 {
     struct event_config *config = event_config_new();
-    struct rlimit files;
 
     event_config_set_flag(config, EVENT_BASE_FLAG_EPOLL_USE_CHANGELIST);
     proxy.base = event_base_new_with_config(config);
     event_config_free(config);
     if (!proxy.base)
         abort();
-    if (getrlimit(RLIMIT_NOFILE, &files) == 0) {
-        files.rlim_cur = files.rlim_max;
-        setrlimit(RLIMIT_NOFILE, &files);
-    }
     signal(SIGPIPE, SIG_IGN);
 }
 

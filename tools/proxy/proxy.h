@@ -109,7 +109,6 @@ struct instance {
     int removed;
     uint64_t calls, failures;
     struct idle_list idle;
-    unsigned nidle;
     struct event *timer; /* of health checks */
     struct call *probe;
     struct instance *bootstrap; /* of a prefiller, for mooncake */

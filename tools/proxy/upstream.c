@@ -12,7 +12,7 @@
 #include <string.h>
 #include <unistd.h>
 
-enum { STRIKES = 3, MAX_IDLE = 256, IDLE_S = 4 /* uvicorn closes after 5 */, PROBE_S = 5 };
+enum { STRIKES = 3, IDLE_S = 4 /* uvicorn closes after 5 */, PROBE_S = 5 };
 
 struct idle {
     struct conn *conn;
@@ -52,7 +52,6 @@ const char *outcome_text(enum outcome outcome)
 static void idle_drop(struct idle *e)
 {
     TAILQ_REMOVE(&e->at->idle, e, link);
-    e->at->nidle--;
     conn_free(e->conn);
     free(e);
 }
@@ -73,9 +72,10 @@ static void idle_drained(void *arg)
 
 static const struct conn_ops idle_ops = {idle_readable, idle_drained, idle_gone};
 
+/* There are never more than were in use at a time in the last seconds. */
 static void idle_keep(struct instance *i, struct conn *conn)
 {
-    struct idle *e = i->nidle < MAX_IDLE && !i->removed ? malloc(sizeof *e) : NULL;
+    struct idle *e = i->removed ? NULL : malloc(sizeof *e);
 
     if (!e) {
         conn_free(conn);
@@ -85,7 +85,6 @@ static void idle_keep(struct instance *i, struct conn *conn)
     conn->ops = &idle_ops;
     conn->arg = e;
     TAILQ_INSERT_HEAD(&i->idle, e, link);
-    i->nidle++;
     conn_read(conn, IDLE_S);
 }
 
@@ -97,7 +96,6 @@ static struct conn *idle_take(struct instance *i)
         return NULL;
     struct conn *conn = e->conn;
     TAILQ_REMOVE(&i->idle, e, link);
-    i->nidle--;
     free(e);
     return conn;
 }
