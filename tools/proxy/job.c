@@ -5,9 +5,9 @@
  * decoder) alone.
  *
  * What fails is tried on another instance as long as the client has seen nothing of an answer, but
- * not after a silence of --timeout-seconds.  Prefilling saves time and is not needed: when it fails
- * everywhere the decoder computes the prompt itself, and what is wrong with the request it says
- * itself.
+ * not after a silence of --timeout-seconds, nor when it might change something twice.  Prefilling
+ * saves time and is not needed: when it fails everywhere the decoder computes the prompt itself,
+ * and what is wrong with the request it says itself.
  */
 #include "proxy/proxy.h"
 
@@ -24,6 +24,7 @@ struct job {
     struct evbuffer *body;           /* also the client's */
     struct prompt prompt;
     int generates; /* the prompt was understood */
+    int once;      /* who has been sent it may have done it, and nobody else is asked */
     enum step step;
     enum role role; /* of the instances asked in this step */
     struct instance *at;
@@ -173,8 +174,8 @@ static void send_step(struct job *j)
         break;
     }
     j->head_out = request_head(j, to, method, target, body);
-    j->call = call_start(to, j->head_out, body, !strcmp(method, "HEAD"),
-                         (unsigned)proxy.set.timeout_s, ops, j);
+    int flags = (strcmp(method, "HEAD") ? 0 : CALL_HEAD) | (j->once ? CALL_ONCE : 0);
+    j->call = call_start(to, j->head_out, body, flags, (unsigned)proxy.set.timeout_s, ops, j);
 }
 
 /* Takes the best instance of the role that was not tried; 0 or -1. */
@@ -239,11 +240,13 @@ static void job_step(struct job *j)
     job_step(j);
 }
 
-static int can_retry(const struct job *j)
+static int can_retry(const struct job *j, enum outcome outcome)
 {
     const struct pool *pool = &proxy.pools[j->role];
     unsigned left = 0;
 
+    if (outcome == CALL_TIMEOUT || (j->once && outcome != CALL_REFUSED))
+        return 0;
     for (unsigned i = 0; i < pool->n; i++) {
         int was = pool->v[i]->seat.state == SEAT_SHUT;
         for (unsigned t = 0; t < j->ntried; t++)
@@ -344,7 +347,7 @@ static int answer_head(void *arg, struct http_head *h)
 {
     struct job *j = arg;
 
-    if (worth_another(h->status) && can_retry(j)) {
+    if (worth_another(h->status) && can_retry(j, CALL_OK)) {
         say('W', "%s answers %d: another is tried", j->at->name, h->status);
         call_cancel(j->call);
         j->call = NULL;
@@ -410,7 +413,7 @@ static void answer_done(void *arg, enum outcome outcome)
         client_end(client);
     } else if (j->begun) {
         break_off(j, outcome);
-    } else if (outcome != CALL_TIMEOUT && can_retry(j)) {
+    } else if (can_retry(j, outcome)) {
         say('W', "%s: %s: another is tried", j->at->name, outcome_text(outcome));
         if (outcome != CALL_REFUSED) {
             /* What the prefiller held for it may have been fetched: the next one computes the
@@ -428,6 +431,16 @@ static void answer_done(void *arg, enum outcome outcome)
 static const struct call_ops answer_ops = {answer_head, answer_body, answer_done};
 
 /* ---- the beginning ---- */
+
+static int only_reads(const char *method)
+{
+    static const char *const methods[] = {"GET", "HEAD", "OPTIONS"};
+
+    for (size_t i = 0; i < COUNT_OF(methods); i++)
+        if (!strcmp(method, methods[i]))
+            return 1;
+    return 0;
+}
 
 struct job *job_new(struct client *client, const struct http_head *head, struct evbuffer *body)
 {
@@ -450,6 +463,7 @@ struct job *job_new(struct client *client, const struct http_head *head, struct 
         make_id(j->transfer_id, sizeof j->transfer_id, "xfer-");
     j->generates = !strcmp(head->method, "POST") &&
                    prompt_read(&j->prompt, head->target, body, proxy.set.block_tokens);
+    j->once = !j->generates && !only_reads(head->method);
     enter(j, ANSWERING, proxy.set.pd ? DECODE : WORKER);
     if (proxy.set.pd && j->generates) {
         if (j->prompt.tokens >= proxy.set.block_tokens)

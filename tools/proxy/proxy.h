@@ -138,10 +138,14 @@ struct call_ops {
     http_take *body;                               /* must leave the call as it is */
     void (*done)(void *arg, enum outcome outcome); /* once; the call is no more */
 };
-/* Sends head and body (NULL: none), which stay the caller's and must stay as they are until the
- * end. */
-struct call *call_start(struct instance *i, struct evbuffer *head, struct evbuffer *body,
-                        int is_head, unsigned timeout_s, const struct call_ops *ops, void *arg);
+enum {
+    CALL_HEAD = 1, /* the answer has no body */
+    CALL_ONCE = 2  /* sent once, so over no connection that may have ended meanwhile */
+};
+/* Sends head and body (NULL: none), which stay the caller's and must stay as they are until there
+ * is something of the answer's body. */
+struct call *call_start(struct instance *i, struct evbuffer *head, struct evbuffer *body, int flags,
+                        unsigned timeout_s, const struct call_ops *ops, void *arg);
 void call_cancel(struct call *c);
 void call_pause(struct call *c, int pause);
 const char *outcome_text(enum outcome outcome);

@@ -25,7 +25,7 @@ struct call {
     struct evbuffer *head, *body; /* of the request */
     struct http_head answer;
     struct http_body framing;
-    int has_answer, is_head, reused, paused;
+    int has_answer, flags, reused, paused;
     unsigned first, addr, tries; /* of its addresses */
     unsigned timeout_s;
     struct event *later; /* when it failed before it began */
@@ -230,8 +230,8 @@ static int call_connect(struct call *c)
     return -1;
 }
 
-struct call *call_start(struct instance *i, struct evbuffer *head, struct evbuffer *body,
-                        int is_head, unsigned timeout_s, const struct call_ops *ops, void *arg)
+struct call *call_start(struct instance *i, struct evbuffer *head, struct evbuffer *body, int flags,
+                        unsigned timeout_s, const struct call_ops *ops, void *arg)
 {
     struct timeval at_once = {0};
     struct call *c = calloc(1, sizeof *c);
@@ -241,7 +241,7 @@ struct call *call_start(struct instance *i, struct evbuffer *head, struct evbuff
     *c = (struct call){.at = i,
                        .head = head,
                        .body = body,
-                       .is_head = is_head,
+                       .flags = flags,
                        .timeout_s = timeout_s,
                        .ops = ops,
                        .arg = arg,
@@ -250,7 +250,7 @@ struct call *call_start(struct instance *i, struct evbuffer *head, struct evbuff
     i->users++;
     i->calls++;
     evbuffer_pullup(head, -1);
-    c->conn = idle_take(i);
+    c->conn = flags & CALL_ONCE ? NULL : idle_take(i);
     if (c->conn) {
         c->reused = 1;
         c->conn->ops = &call_conn_ops;
@@ -278,7 +278,7 @@ void call_pause(struct call *c, int pause)
 static void call_complete(struct call *c)
 {
     if (c->answer.keep && !c->conn->in.len && !evbuffer_get_length(c->conn->out) &&
-        c->framing.framing != HTTP_TO_END) {
+        c->framing.framing != HTTP_TO_END && !(c->flags & CALL_ONCE)) {
         idle_keep(c->at, c->conn);
         c->conn = NULL;
     }
@@ -294,7 +294,7 @@ static int call_take_head(struct call *c)
 
     if (rc == 0)
         return 0;
-    if (rc < 0 || http_parse_response(&c->answer, text, len, c->is_head) < 0) {
+    if (rc < 0 || http_parse_response(&c->answer, text, len, c->flags & CALL_HEAD) < 0) {
         call_finish(c, CALL_GARBLED);
         return -1;
     }
