@@ -368,6 +368,9 @@ static void begin(struct job *j)
     if (j->begun)
         return;
     j->begun = 1;
+    /* Nobody else will be asked: an answer may take long, and a prompt be large. */
+    prompt_free(&j->prompt);
+    evbuffer_drain(j->body, evbuffer_get_length(j->body));
     histogram_add(&proxy.first_byte, now_s() - j->began);
     client_begin(j->client, &j->reply, j->request_id);
 }

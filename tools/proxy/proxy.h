@@ -154,8 +154,9 @@ const char *outcome_text(enum outcome outcome);
 
 struct client;
 struct job;
-/* One request of the client; head and body are the client's and stay until the job has ended, which
- * it says by client_end, client_error or client_cut. */
+/* One request of the client; head and body are the client's, and stay until the job has ended,
+ * which it says by client_end, client_error or client_cut; the body is emptied when nobody needs
+ * it. */
 struct job *job_new(struct client *client, const struct http_head *head, struct evbuffer *body);
 void job_start(struct job *job);
 /* The client is gone. */
