@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import re
+import resource
 import signal
 import sys
 from pathlib import Path
@@ -180,11 +181,14 @@ class Client:
 class Proxy:
     """The program under test."""
 
-    async def start(self, *words, environment=None):
+    async def start(self, *words, environment=None, files=None):
+        def limit():
+            resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
         env = {k: v for k, v in os.environ.items() if k != "OPENAI_API_KEY"}
         self.process = await asyncio.create_subprocess_exec(
             PROXY, "--host", "127.0.0.1", "--port", "0", *map(str, words), stderr=asyncio.subprocess.PIPE,
-            stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL, env={**env, **(environment or {})})
+            stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL, env={**env, **(environment or {})},
+            preexec_fn=limit if files else None)
         self.log = []
         while not (found := re.search(r"listening on http://.*:(\d+)", self.log[-1] if self.log else "")):
             line = (await self.process.stderr.readline()).decode()
@@ -199,8 +203,8 @@ class Proxy:
         async for line in self.process.stderr:
             self.log.append(line.decode())
 
-    async def connect(self, **options):
-        return Client(*await asyncio.open_connection("127.0.0.1", self.port, **options))
+    async def connect(self, address="127.0.0.1", **options):
+        return Client(*await asyncio.open_connection(address, self.port, **options))
 
     async def ask(self, method, target, body=None, **fields):
         client = await self.connect()
@@ -219,6 +223,10 @@ class Proxy:
         while (got := (await self.metrics()).get(name)) != value:
             await asyncio.sleep(0.01)
         return got
+
+    def peak_mib(self):
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        return int(re.search(r"VmHWM:\s+(\d+)", status)[1]) / 1024
 
     def terminate(self):
         self.process.send_signal(signal.SIGTERM)

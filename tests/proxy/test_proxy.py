@@ -6,12 +6,15 @@ import json
 import os
 import random
 import resource
+import select
+import signal
+import socket
 import subprocess
 import sys
 import unittest
 from pathlib import Path
 
-from fakes import PATIENCE, PROXY, Engine, Proxy, echo, read_body
+from fakes import PATIENCE, PROXY, Engine, Proxy, Request, echo, read_body, read_head
 
 ROOT = Path(__file__).resolve().parents[2]
 LONG = "word " * 2000  # longer than any block
@@ -45,6 +48,10 @@ class Words(unittest.TestCase):
         self.says(2, "not both", "--pd-disaggregation", "--worker-ports", "1")
         self.says(2, "is there already", "--worker-hosts", "127.0.0.1", "127.0.0.1", "--worker-ports", "1", "1")
         self.says(2, "seconds, sizes and counts", "--client-seconds", "0")
+
+    def test_a_port_of_somebody_else(self):
+        with socket.create_server(("127.0.0.1", 0)) as other:  # on ::1 it would be free
+            self.says(2, "in use", "--host", "localhost", "--port", str(other.getsockname()[1]))
 
 
 class Toy(unittest.TestCase):
@@ -135,10 +142,13 @@ class Protocol(Case):
         self.assertEqual(d.seen[1].body, body)
 
     async def test_fields_are_kept(self):
-        p, d, proxy = await self.p1d1(environment={"OPENAI_API_KEY": "sk-ours"})
+        async def decode(request):
+            await request.answer(Connection="x-hop", X_Hop="1", X_Kept="2")
+        p, d, proxy = await self.p1d1(echo, decode, environment={"OPENAI_API_KEY": "sk-ours"})
         answer = await proxy.ask("POST", COMPLETIONS, PROMPT, Authorization="Bearer sk-theirs", X_Request_Id="id-1",
                                  Accept_Encoding="gzip", Connection="x-hop", X_Hop="1", X_Other="2")
-        self.assertEqual(answer.fields["x-request-id"], "id-1")
+        self.assertEqual((answer.fields["x-request-id"], answer.fields["x-kept"]), ("id-1", "2"))
+        self.assertNotIn("x-hop", answer.fields)
         for engine in p, d:
             fields = engine.seen[0].fields
             self.assertEqual((fields["authorization"], fields["x-request-id"], fields["x-other"], fields["host"]),
@@ -305,6 +315,22 @@ class Pages(Case):
         await change("add", d.name, 400, "worker")
         self.assertEqual((await proxy.ask("GET", "/instances/add")).status, 405)
 
+    async def test_instances_are_for_this_machine(self):
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
+            try:
+                s.connect(("192.0.2.1", 9))  # nothing is sent: where from would it be?
+            except OSError as e:
+                self.skipTest(f"no address but the loopback's: {e}")
+            address = s.getsockname()[0]
+        for words, status in ((), 403), (("--remote-instances",), 200):
+            w, = await self.engines(echo)
+            proxy = await self.mixed([w], "--host", "0.0.0.0", *words)
+            self.assertEqual((await proxy.ask("GET", "/instances")).status, 200)
+            client = await proxy.connect(address)
+            self.assertEqual((await client.ask("GET", "/instances")).status, status)
+            self.assertEqual((await client.ask("GET", "/healthcheck")).status, 200)
+            client.close()
+
 
 class Balance(Case):
     async def test_a_prompts_beginning_decides(self):
@@ -380,7 +406,14 @@ class Faults(Case):
         async def no_chunks(request):
             await request.begin()
             await request.end()
-        for bad in dies, dies_after_its_head, busy, garbled, garbled_chunks, nothing, no_chunks:
+
+        async def endless_head(request):
+            await request.send(b"HTTP/1.1 200 OK\r\nA: " + b"x" * (65 << 10))
+
+        async def two_lengths(request):
+            await request.send(request.head(Content_Length=2, content_length=2) + b"{}")
+        for bad in (dies, dies_after_its_head, busy, garbled, garbled_chunks, nothing, no_chunks, endless_head,
+                    two_lengths):
             with self.subTest(bad.__name__):
                 answer, asked, p, proxy = await self.decoders(bad, stream=True)
                 self.assertEqual((answer.status, len(asked), len(p.seen)), (200, 2, 1))
@@ -419,14 +452,96 @@ class Faults(Case):
         self.assertEqual((answer.status, answer.json["error"]["code"]), (503, 503))
         self.assertIn("refused", answer.json["error"]["message"])
 
+    async def test_as_many_are_tried_as_there_may_be(self):
+        async def busy(request):
+            await request.answer(503, {"error": "busy"})
+        ps, ds = await self.engines(*[busy] * 3), await self.engines(*[busy] * 3)
+        proxy = await self.pd(ps, ds, "--max-retries", "1")
+        answer = await proxy.ask("POST", COMPLETIONS, PROMPT)
+        self.assertEqual((answer.status, answer.json), (503, {"error": "busy"}))  # its own
+        self.assertEqual([sum(len(e.seen) for e in es) for es in (ps, ds)], [2, 2])
+
+    async def test_what_may_change_something_is_sent_once(self):
+        async def dies(request):
+            if request.method == "GET":
+                return await echo(request)
+            request.cut()
+        a, b, gone = await self.engines(dies, dies, dies)
+        gone.stop()
+        proxy = await self.mixed([a, b, gone])
+        for _ in range(3):
+            await proxy.ask("GET", "/v1/models")  # leaves connections that may end while a request is on its way
+        for n in range(6):
+            self.assertEqual((await proxy.ask("POST", "/reset_prefix_cache")).status, 502)
+            self.assertEqual(sum(r.method == "POST" for e in (a, b) for r in e.seen), n + 1)
+        self.assertEqual((await proxy.metrics())["stale_total"], 0)
+
+    async def test_a_transfer_is_for_one_decoder(self):
+        asked = []
+
+        async def prefill(request):
+            await request.answer(body={"kv_transfer_params": {"remote_block_ids": [1]}})
+
+        async def decode(request):
+            asked.append(request.json)
+            request.cut() if len(asked) == 1 else await echo(request)
+        p, a, b = await self.engines(prefill, decode, decode)
+        proxy = await self.pd([p], [a, b])
+        self.assertEqual((await proxy.ask("POST", COMPLETIONS, PROMPT)).status, 200)
+        self.assertEqual(["kv_transfer_params" in body for body in asked], [True, False])  # the first may have taken it
+
+    async def test_what_nobody_asked_for_is_no_answer(self):
+        answered, dropped = asyncio.Event(), asyncio.Event()
+
+        async def talks(request):
+            await request.answer(body="mine")
+            if not answered.is_set():
+                await answered.wait()
+                await request.answer(body="nobody's")
+                await request.gone()
+                dropped.set()
+        w, = await self.engines(talks)
+        proxy = await self.mixed([w])
+        self.assertEqual((await proxy.ask("GET", "/v1/models")).json, "mine")
+        answered.set()
+        await dropped.wait()
+        self.assertEqual((await proxy.ask("GET", "/v1/models")).json, "mine")
+
+    async def test_three_failures_in_a_row_are_too_many(self):
+        good = False
+
+        async def dies(request):
+            await echo(request) if good else request.cut()
+        w, = await self.engines(dies)
+        proxy = await self.mixed([w])
+        up = f'instance_up{{role="worker",instance="{w.name}"}}'
+        for good, is_up in (False, 1), (False, 1), (True, 1), (False, 1), (False, 1), (False, 0), (True, 1):
+            await proxy.ask("POST", "/tokenize", PROMPT)
+            self.assertEqual((await proxy.metrics())[up], is_up)
+
+    async def test_an_engine_that_reads_late_and_answers_early(self):
+        size = 16 << 20  # more than sockets hold
+
+        async def serve(reader, writer):
+            _, fields = await read_head(reader)
+            writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\n[\r\n")
+            await asyncio.sleep(1.5)  # longer than it may take to connect
+            body = await read_body(reader, fields)
+            writer.write(b"1\r\n]\r\n0\r\n\r\n" if json.loads(body)["prompt"] == "x" * size else b"?")
+        async with await asyncio.start_server(serve, "127.0.0.1", 0, limit=1 << 20) as server:
+            port = server.sockets[0].getsockname()[1]
+            proxy = await self.start("--worker-ports", port, "--health-seconds", "1000", "--connect-seconds", "1")
+            self.assertEqual((await proxy.ask("POST", COMPLETIONS, {"prompt": "x" * size})).json, [])
+
     async def test_what_is_wrong_with_a_request_the_decoder_says(self):
         async def refuses(request):
             await request.answer(400, {"error": "bad request"})
-        p, d, proxy = await self.p1d1(refuses, refuses)
+        *ps, d = await self.engines(refuses, refuses, refuses)
+        proxy = await self.pd(ps, [d])
         for body in PROMPT, b"{not json", b"", b"[1]", b'"' + b"[" * 100000:
             answer = await proxy.ask("POST", COMPLETIONS, body)
             self.assertEqual((answer.status, answer.json), (400, {"error": "bad request"}))
-        self.assertEqual(len(p.seen), 1)
+        self.assertEqual(sum(len(p.seen) for p in ps), 1)  # another would do no better
 
     async def test_prefillers_that_fail_cost_time_and_nothing_else(self):
         async def fails(request):
@@ -452,10 +567,52 @@ class Faults(Case):
         self.assertEqual((await proxy.ask("POST", COMPLETIONS, PROMPT)).status, 200)
 
     async def test_a_decoder_that_is_silent(self):
+        asked = []
+
         async def silent(request):
-            await request.gone()
-        answer, asked, _, _ = await self.decoders(silent, "--timeout-seconds", "1")
-        self.assertEqual((answer.status, len(asked)), (504, 1))
+            asked.append(request)
+            await (echo if len(asked) == 1 else Request.gone)(request)
+        p, a, b = await self.engines(echo, silent, silent)
+        proxy = await self.pd([p], [a, b], "--timeout-seconds", "1")
+        answers = [await proxy.ask("POST", COMPLETIONS, PROMPT) for _ in range(2)]
+        # Nobody else is asked, nor the same again because the connection had been used before.
+        self.assertEqual(([a.status for a in answers], len(asked)), ([200, 504], 2))
+
+    async def test_an_engine_that_accepts_nobody(self):
+        with socket.create_server(("127.0.0.1", 0), backlog=0) as full, socket.create_connection(full.getsockname()):
+            d, = await self.engines(echo)
+            ports = full.getsockname()[1], d.port
+            proxy = await self.start("--worker-hosts", *["127.0.0.1"] * 2, "--worker-ports", *ports, "--connect-seconds",
+                                     "1", "--health-seconds", "1000")
+            for _ in range(2):
+                self.assertEqual((await proxy.ask("POST", "/tokenize", PROMPT)).status, 200)
+
+    async def test_a_proxy_that_stood_still_does_not_blame_the_engine(self):
+        with socket.create_server(("127.0.0.1", 0), backlog=0) as full, socket.create_connection(full.getsockname()):
+            name = "127.0.0.1:%d" % full.getsockname()[1]
+            proxy = await self.start("--worker-hosts", "127.0.0.1", "--worker-ports", full.getsockname()[1],
+                                     "--connect-seconds", "1", "--health-seconds", "1000")
+            answer = asyncio.create_task(proxy.ask("GET", "/v1/models"))
+            await proxy.until(f'instance_requests{{role="worker",instance="{name}"}}', 1)
+            proxy.process.send_signal(signal.SIGSTOP)
+            full.accept()[0].close()
+            await asyncio.to_thread(select.select, [full], [], [])  # connected, by the kernel's second attempt
+            await asyncio.sleep(0.5)
+            proxy.process.send_signal(signal.SIGCONT)
+            with full.accept()[0] as engine:
+                engine.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+                self.assertEqual((await answer).status, 200)
+
+    async def test_a_name_of_several_addresses(self):
+        async def serve(reader, writer):
+            await read_head(reader)
+            writer.write(b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\n{}")
+        names = {a[4][0] for a in socket.getaddrinfo("localhost", None)}
+        if "::1" not in names:
+            self.skipTest(f"localhost is {names} here")
+        async with await asyncio.start_server(serve, "::1", 0) as server:
+            proxy = await self.start("--worker-ports", server.sockets[0].getsockname()[1], "--health-seconds", "1000")
+            self.assertEqual((await proxy.ask("GET", "/v1/models")).json, {})
 
     async def test_a_stream_longer_than_the_longest_silence(self):
         async def slow(request):
@@ -495,6 +652,23 @@ class Faults(Case):
         await client.send("POST", COMPLETIONS, PROMPT)
         self.assertEqual((await client.head()).fields["content-length"], "100")
         self.assertEqual(await client.reader.read(), b'{"half":')
+
+    async def test_an_end_that_would_look_whole_is_none(self):
+        ready = asyncio.Event()
+
+        async def dies(request):
+            await request.begin()
+            await request.chunk(b"data: 0\n\n")
+            await ready.wait()
+            request.cut()
+        w, = await self.engines(dies)
+        proxy = await self.mixed([w])
+        client = await proxy.connect()
+        await client.raw(f"GET {COMPLETIONS} HTTP/1.0\r\n\r\n".encode())
+        await client.reader.readuntil(b"data: 0\n\n")
+        ready.set()
+        with self.assertRaises(ConnectionResetError):
+            await client.reader.read()
 
     async def test_a_body_that_ends_with_the_connection(self):
         async def old(request):
@@ -555,7 +729,7 @@ class Clients(Case):
     """What clients do to us."""
 
     async def test_a_client_that_leaves_takes_its_request_with_it(self):
-        for where in "prefill", "decode", "stream":
+        for where in "prefill", "decode", "stream", "half":
             began, ended = asyncio.Event(), asyncio.Event()
 
             async def hangs(request):
@@ -569,7 +743,7 @@ class Clients(Case):
             client = await proxy.connect()
             await client.send("POST", COMPLETIONS, {**PROMPT, "stream": True})
             await began.wait()
-            client.close()
+            client.writer.write_eof() if where == "half" else client.close()
             await ended.wait()
             m = await proxy.metrics()
             self.assertEqual((m["cancelled_total"], m["requests_in_flight"], m["failed_total"]), (1, 0, 0), where)
@@ -593,6 +767,8 @@ class Clients(Case):
                 (post + "Transfer-Encoding: chunked\r\n\r\n1\r\nab\r\n", 400),
                 (post + "Transfer-Encoding: chunked\r\n\r\n-1\r\n", 400),
                 (post + "Transfer-Encoding: chunked\r\n\r\n1" + "0" * 16 + "\r\n", 400),
+                (post + "Transfer-Encoding: chunked\r\n\r\n1;" + "x" * 1100, 400),
+                (post + "Transfer-Encoding: chunked\r\n\r\n0\r\n" + "A: b\r\n" * 1400, 400),
                 (post + "Content-Length: 1001\r\n\r\n", 413),
                 (post + "Transfer-Encoding: chunked\r\n\r\n" + "3e8\r\n" + "x" * 1000 + "\r\n1\r\nx\r\n", 413),
                 ("GET / HTTP/1.1\r\nA: " + "x" * 5000 + "\r\n\r\n", 431), ("GET / HTTP/1.1\r\nA: " + "x" * 5000, 431),
@@ -617,12 +793,44 @@ class Clients(Case):
     async def test_a_request_that_takes_too_long_to_come(self):
         w, = await self.engines(echo)
         proxy = await self.mixed([w], "--client-seconds", "1")
-        for begun in b"POST /tok", b"POST /tokenize HTTP/1.1\r\nContent-Length: 10\r\n\r\n12345":
+
+        async def begins(begun, more):
             client = await proxy.connect()
             await client.raw(begun)
-            self.assertEqual((await client.answer()).status, 408)
+            answer = asyncio.create_task(client.answer())
+            while more and not answer.done():
+                await client.raw(b"x")
+                await asyncio.sleep(0.1)
+            self.assertEqual((await answer).status, 408)
+
+        async def is_silent():
+            client = await proxy.connect()
+            self.assertEqual(await client.reader.read(), b"")  # closed
+        head = b"POST /tokenize HTTP/1.1\r\nContent-Length: 1000\r\n"
+        await asyncio.gather(is_silent(), *(begins(begun, more) for begun in (head, head + b"\r\n12345")
+                                           for more in (False, True)))
+
+    async def test_what_comes_before_its_turn_waits(self):
+        began, hold = asyncio.Event(), asyncio.Event()
+
+        async def slow(request):
+            began.set()
+            await hold.wait()
+            await echo(request)
+        w, = await self.engines(slow)
+        proxy = await self.mixed([w])
         client = await proxy.connect()
-        self.assertEqual(await client.reader.read(), b"")  # silent from the start: closed
+        await client.send("GET", "/v1/models")
+        await began.wait()
+        client.writer.write(bytes(32 << 20))
+        left = None
+        while left != (left := client.writer.transport.get_write_buffer_size()):  # until it reads no more
+            for _ in range(20):
+                await proxy.metrics()
+        self.assertGreater(left, 8 << 20)
+        hold.set()
+        self.assertEqual((await client.answer()).status, 200)
+        client.reset()
 
     async def test_a_client_that_does_not_read_stops_its_engine(self):
         size, sent, ended = 256 << 20, 0, asyncio.Event()
@@ -638,10 +846,12 @@ class Clients(Case):
                 ended.set()
         w, = await self.engines(floods)
         proxy = await self.mixed([w], "--client-seconds", "1")
+        before = proxy.peak_mib()
         client = await proxy.connect(limit=1 << 16)
         await client.send("POST", COMPLETIONS, PROMPT)
         await ended.wait()  # cut after a second without progress
         self.assertLess(sent, 64 << 20)  # what sockets hold, and a megabyte here
+        self.assertLess(proxy.peak_mib() - before, 16)
         client.reset()
 
     async def test_a_slow_client_gets_everything(self):
@@ -669,6 +879,12 @@ class Clients(Case):
         self.assertEqual((await third.answer()).status, 200)
         second.close()
         third.close()
+
+    async def test_no_more_connections_than_there_are_files_for(self):
+        p, d, proxy = await self.p1d1(files=100)
+        self.assertIn("--max-connections 22: more are too many for 100 open files", "".join(proxy.log))
+        answers = await asyncio.gather(*(proxy.ask("POST", COMPLETIONS, PROMPT) for _ in range(100)))
+        self.assertEqual(({a.status for a in answers}, len(p.seen), len(d.seen)), ({200}, 100, 100))
 
     async def test_requests_one_after_the_other_on_a_connection(self):
         _, _, proxy = await self.p1d1()
@@ -768,6 +984,26 @@ class Clients(Case):
         self.assertEqual((await client.answer()).body, b"data: 0\n\n")
         client.close()
         self.assertEqual(await proxy.process.wait(), 0)
+
+    async def test_the_end_does_not_wait_for_ever(self):
+        for drain, signals in ("60", 2), ("1", 1):
+            began = asyncio.Event()
+
+            async def hangs(request):
+                await request.begin()
+                await request.chunk(b"data: 0\n\n")
+                began.set()
+                await request.gone()
+            _, _, proxy = await self.p1d1(echo, hangs, "--drain-seconds", drain)
+            client, idle = await proxy.connect(), await proxy.connect()
+            await client.send("POST", COMPLETIONS, {**PROMPT, "stream": True})
+            await began.wait()
+            for _ in range(signals):
+                proxy.terminate()
+                await idle.reader.read()  # the first has come
+            self.assertEqual(await proxy.process.wait(), 0)
+            self.assertFalse((await client.reader.read()).endswith(b"0\r\n\r\n"))
+            client.close()
 
 
 class Many(Case):
