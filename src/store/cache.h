@@ -351,6 +351,7 @@ void ucmi_dump_lost(struct cache *c, struct part *p, struct link *fin);
 /* Nobody uses the block any more: what was brought, if not all was. */
 void ucmi_dump_torn(struct cache *c, const struct block *b);
 void ucmi_dump_join(struct cache *c, struct part *p, struct link *fin);
+void ucmi_dump_queue(struct cache *c, struct block *b); /* which is whole: to be written down */
 void ucmi_dump_write(struct mover *m, struct pass *pass);
 /* There may be blocks that others left, and they may be written down now. */
 bool ucmi_dump_orphans(const struct mover *m);

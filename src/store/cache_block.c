@@ -128,14 +128,9 @@ static void make_whole(struct cache *c, struct block *b)
         ucmi_pool_unstored(c->pool, b->slot);
     ucmi_pool_publish(c->pool, b->slot);
     b->whole = true;
-    if (b->dirty) {
-        b->below = BELOW_QUEUED;
-        b->users++;
-        list_add(&c->dirty, &b->link);
-        ucmi_mover_kick(&c->out);
-    } else {
-        b->below = BELOW_KNOWN;
-    }
+    b->below = BELOW_KNOWN;
+    if (b->dirty)
+        ucmi_dump_queue(c, b);
 }
 
 /* The way of these shards has ended: they are there, or err says why not. */

@@ -7,8 +7,8 @@
  * stays pinned until the tier below says STORED.  A block that is in the pool already is written
  * down all the same: the tier below knows best whether it has it.  A block that a process left
  * READY and not STORED, because it was killed or its disk failed, is written down by whoever comes
- * next, when there is nothing else to write.  Runs on the out mover, except ucmi_dump_join; all
- * with cache.lock held.
+ * next, when there is nothing else to write.  Runs on the out mover, except ucmi_dump_join and
+ * ucmi_dump_queue; all with cache.lock held.
  */
 #include "store/cache.h"
 
@@ -214,7 +214,7 @@ void ucmi_dump_copied(struct cache *c, struct part *p, int err, struct link *fin
     ucmi_block_unref(c, b, fin);
 }
 
-static void queue(struct cache *c, struct block *b)
+void ucmi_dump_queue(struct cache *c, struct block *b)
 {
     b->below = BELOW_QUEUED;
     b->users++;
@@ -228,7 +228,7 @@ void ucmi_dump_join(struct cache *c, struct part *p, struct link *fin)
     struct block *b = p->block;
     p->block = NULL;
     if (b->whole && b->below == BELOW_UNKNOWN)
-        queue(c, b);
+        ucmi_dump_queue(c, b);
     if (b->below == BELOW_KNOWN)
         ucmi_part_over(p, b->below_err, fin);
     else if (p->job->given_up)

@@ -196,8 +196,9 @@ static void replay_record(void *arg, const struct ucmi_record *r)
     }
 }
 
-/* Descriptors opened while the lane was another's may be of a file that is no more. */
-static bool same_file(struct ucmi_posix *p, struct ucmi_seg *seg, const struct stat *st)
+/* Descriptors opened while the lane was another's may be of a file that is no more.  False: they
+ * are in use. */
+static bool close_earlier(struct ucmi_posix *p, struct ucmi_seg *seg, const struct stat *st)
 {
     struct stat had;
     int fd = seg->fd >= 0 ? seg->fd : seg->direct;
@@ -223,7 +224,7 @@ static int find_segments(struct ucmi_posix *p, struct ucmi_lane *lane)
         if (!ucmi_seg_number(e->d_name, &segment) ||
             fstatat(lane->dir, e->d_name, &st, AT_SYMLINK_NOFOLLOW) < 0 || !S_ISREG(st.st_mode))
             continue;
-        if (segment < lane->nsegs && !same_file(p, &lane->segs[segment], &st))
+        if (segment < lane->nsegs && !close_earlier(p, &lane->segs[segment], &st))
             continue; /* a load still reads an earlier file of that name */
         err = make_slots(p, lane, segment);
         if (err == -ENOSPC) /* it cannot be one of the lane */
