@@ -265,9 +265,9 @@ static ssize_t backends_removed(struct ucm_tier *t, ucm_key *keys, size_t n, uin
         told = 0;
         for (unsigned i = 0; i < b->n; i++) {
             ssize_t more = ucmi_posix_removed(b->v[i], keys + told, n - told, lost);
-            if (more < 0)
-                return told ? (ssize_t)told : more;
-            told += (size_t)more;
+            if (more < 0 && !told)
+                return more;
+            told += (size_t)MAX(more, 0); /* one without memory begins later */
         }
         kept = b->n > 1 ? not_found(t, keys, told) : told;
     } while (told && !kept);

@@ -167,7 +167,7 @@ static void publish(struct ucmi_posix *p, struct ucmi_lane *lane)
                                    .rank = r->rank};
         /* Without memory for the entry the block is there for others, and for us after a restart.
          */
-        ucmi_index_put(&p->index, &entry, NULL);
+        ucmi_index_put(&p->index, &entry);
         ucmi_own_slot(lane, entry.place)->state = UCMI_DISK_LIVE;
         own->open--;
         own->live++;

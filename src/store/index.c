@@ -98,12 +98,10 @@ int ucmi_index_reserve(struct ucmi_index *ix, size_t n)
     return 0;
 }
 
-int ucmi_index_put(struct ucmi_index *ix, const struct ucmi_entry *e, struct ucmi_entry *old)
+int ucmi_index_put(struct ucmi_index *ix, const struct ucmi_entry *e)
 {
     struct ucmi_entry *there = ucmi_index_find(ix, &e->key, e->rank, e->lane);
     if (there) {
-        if (old)
-            copy_entry(old, there);
         copy_entry(there, e);
         return 1;
     }

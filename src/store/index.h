@@ -48,9 +48,8 @@ int ucmi_index_init(struct ucmi_index *ix);
 void ucmi_index_destroy(struct ucmi_index *ix);
 /* Room for n entries at once, instead of by doubling.  -ENOMEM. */
 int ucmi_index_reserve(struct ucmi_index *ix, size_t n);
-/* Adds the entry, or overwrites that of the same key, rank and lane (then *old is what it was and 1
- * is returned; old may be NULL).  0: added.  -ENOMEM. */
-int ucmi_index_put(struct ucmi_index *ix, const struct ucmi_entry *e, struct ucmi_entry *old);
+/* 0: the entry was added; 1: it has overwritten that of the same key, rank and lane.  -ENOMEM. */
+int ucmi_index_put(struct ucmi_index *ix, const struct ucmi_entry *e);
 /* The first entry of key and rank, of any lane (lane 0) or of this one; NULL: none. */
 struct ucmi_entry *ucmi_index_find(const struct ucmi_index *ix, const ucm_key *key, uint16_t rank,
                                    uint16_t lane);

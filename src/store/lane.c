@@ -292,7 +292,7 @@ static void apply(const struct reading *rd, const struct ucmi_record *r)
                                .header_sum = r->header_sum,
                                .lane = lane->id,
                                .rank = r->rank};
-        ucmi_index_put(&p->index, &e, NULL); /* without memory it is a miss */
+        ucmi_index_put(&p->index, &e); /* without memory it is a miss */
     } else if (r->op == UCMI_DEL && placed) {
         struct ucmi_entry *e = ucmi_index_find(&p->index, &r->key, r->rank, lane->id);
         if (e && e->place == place)

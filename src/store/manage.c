@@ -31,7 +31,7 @@ static void note_touch(void *arg, const struct ucmi_record *r)
         return;
     had = ucmi_index_find(&sp->touches, &r->key, r->rank, 1);
     if (!had || had->place < r->tick)
-        ucmi_index_put(&sp->touches, &e, NULL);
+        ucmi_index_put(&sp->touches, &e);
 }
 
 uint32_t ucmi_last_use(const struct ucmi_space *sp, const struct ucmi_record *put)

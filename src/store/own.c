@@ -324,7 +324,7 @@ static void settle(struct ucmi_posix *p, struct ucmi_lane *lane, bool followed)
                                .lane = lane->id,
                                .rank = slot->rank};
         if (!followed) {
-            ucmi_index_put(&p->index, &e, NULL);
+            ucmi_index_put(&p->index, &e);
         } else if (!ucmi_index_find(&p->index, &slot->key, slot->rank, lane->id)) {
             struct ucmi_record r = ucmi_commit_record(slot, UCMI_DEL, lane, place);
             if (ucmi_commit_add(lane, &r, NULL) < 0)

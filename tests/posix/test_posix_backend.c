@@ -11,6 +11,9 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "alloc.h"
+#include "store/posix.h"
+
 static const struct shape shape = {4096, 2, 0};
 
 static void refused(const char *dir, int err, const char *path, const char *remedy)
@@ -229,6 +232,22 @@ static void several_backends_share_the_blocks(void **state)
     ucm_store_close(store);
 }
 
+/* Two that have the same blocks. */
+static ucm_store *open_twins(const char *dir, char path[2][512])
+{
+    for (unsigned i = 0; i < 2; i++) {
+        const char name[] = {"ab"[i], 0};
+        sub_dir(dir, name, true, path[i]);
+        ucm_store *one = open_several(dir, name, NULL);
+        struct memory m;
+        memory_new(&m, one, &shape, MANY);
+        dump_all(one, &m, 0);
+        memory_free(&m);
+        ucm_store_close(one);
+    }
+    return open_several(dir, "ab", NULL);
+}
+
 static unsigned count_removed(ucm_store *store)
 {
     ucm_key keys[8];
@@ -248,30 +267,45 @@ static int not_the_last(void *arg, const char *ns, const char *lane,
     return !ucmi_key_eq(&last, &info->key);
 }
 
+static void remove_all_but_the_last(const char *path)
+{
+    struct ucm_manage how = {.op = UCM_MANAGE_RM, .want = not_the_last, .timeout_ms = 30000};
+    struct ucm_manage_total total;
+    assert_int_equal(ucm_manage(path, &how, &total), 0);
+    assert_int_equal(total.done, MANY - 1);
+}
+
 /* Blocks that two of them have, as when one hung for a while, are gone when both have lost them. */
 static void what_another_backend_has_is_not_gone(void **state)
 {
     char path[2][512];
-    for (unsigned i = 0; i < 2; i++) {
-        const char name[] = {"ab"[i], 0};
-        sub_dir(*state, name, true, path[i]);
-        ucm_store *one = open_several(*state, name, NULL);
-        struct memory m;
-        memory_new(&m, one, &shape, MANY);
-        dump_all(one, &m, 0);
-        memory_free(&m);
-        ucm_store_close(one);
-    }
-    ucm_store *store = open_several(*state, "ab", NULL);
+    ucm_store *store = open_twins(*state, path);
     assert_int_equal(count_removed(store), 0); /* from now on they are kept */
     for (unsigned i = 0; i < 2; i++) {
-        struct ucm_manage how = {.op = UCM_MANAGE_RM, .want = not_the_last, .timeout_ms = 30000};
-        struct ucm_manage_total total;
-        assert_int_equal(ucm_manage(path[i], &how, &total), 0);
-        assert_int_equal(total.done, MANY - 1);
+        remove_all_but_the_last(path[i]);
         assert_int_equal(count_removed(store), i ? MANY - 1 : 0);
         assert_int_equal(count_found(store, 0, MANY), i ? 1 : MANY);
     }
+    ucm_store_close(store);
+}
+
+/* Nor when there is no memory to keep what goes from there. */
+static void what_another_backend_has_is_not_gone_without_memory(void **state)
+{
+    char path[2][512];
+    ucm_store *store = open_twins(*state, path);
+    const struct ucmi_backends *tier = store->tiers[0].priv;
+    ucm_key keys[MANY];
+    uint64_t lost = 0;
+    assert_int_equal(ucmi_posix_removed(tier->v[0], keys, MANY, &lost), 0); /* kept, of a alone */
+    remove_all_but_the_last(path[0]);
+    count_found(store, MANY, 1);
+    alloc_fail_one_in(1, 1);
+    assert_int_equal(ucm_removed(store, keys, MANY, &lost), -ENOMEM);
+    alloc_fail_one_in(0, 0);
+    assert_int_equal(count_removed(store), 0);
+    remove_all_but_the_last(path[1]);
+    assert_int_equal(count_removed(store), MANY - 1);
     ucm_store_close(store);
 }
 
@@ -380,6 +414,7 @@ int main(int argc, char **argv)
         TEST(on_a_disk_full_from_the_start_dumps_are_dropped),
         TEST(several_backends_share_the_blocks),
         TEST(what_another_backend_has_is_not_gone),
+        TEST(what_another_backend_has_is_not_gone_without_memory),
         TEST(several_backends_share_the_capacity),
         TEST(losing_a_backend_costs_its_blocks_only),
         TEST(dumps_go_where_they_can_be_written),
