@@ -509,8 +509,8 @@ int ucmi_room_remove(struct ucmi_posix *p, int ns, int dir, const char *name);
 uint32_t ucmi_slot_seen(struct ucmi_posix *p, const struct ucmi_lane *lane, struct ucmi_slot *slot);
 /* A free slot, now OPEN.  -EAGAIN: one will come; -ENOSPC: none can; or why there is no lane. */
 int ucmi_room_get(struct ucmi_posix *p, struct ucmi_lane **lane_p, uint32_t *place_p);
-/* The block is bad, or its segment gone: takes it out of our lane, unless the slot is another
- * block's by now. */
+/* The block is bad, or its segment gone: takes it out of our lane, unless that is lost, or the slot
+ * another block's by now. */
 void ucmi_room_drop(struct ucmi_posix *p, struct ucmi_lane *lane, const struct ucmi_entry *e);
 /* Somebody used the block in that tick: it is its last use, whatever a clock said before. */
 void ucmi_room_used(struct ucmi_posix *p, struct ucmi_slot *slot, uint32_t tick);

@@ -334,7 +334,7 @@ static bool leave(struct ucmi_posix *p, struct ucmi_lane *lane, uint32_t place)
 void ucmi_room_drop(struct ucmi_posix *p, struct ucmi_lane *lane, const struct ucmi_entry *e)
 {
     uint32_t segment = e->place / lane->slots;
-    if (segment >= lane->nsegs || !lane->segs[segment].slots)
+    if (lane->own->lost || segment >= lane->nsegs || !lane->segs[segment].slots)
         return;
     const struct ucmi_slot *slot = ucmi_own_slot(lane, e->place);
     if (slot->state != UCMI_DISK_LIVE || slot->header_sum != e->header_sum ||

@@ -160,6 +160,47 @@ static void a_lost_lane_is_let_go_under_loads(void **state)
     ucm_store_close(store);
 }
 
+/* What is damaged in a lane that was lost, and cannot be let go yet, is read once and then a miss.
+ */
+static void damage_in_a_lost_lane_is_a_miss(void **state)
+{
+    enum { BAD = N - 1, SLOT = 4096 + 2 * 4096 };
+    ucm_store *store = open_store(*state, &shape, NULL);
+    struct memory m, held, one;
+    char path[512];
+    memory_new(&m, store, &shape, N);
+    memory_new(&held, store, &shape, 1);
+    memory_new(&one, store, &shape, 1);
+    dump_all(store, &m, 0);
+    lane_path(*state, "seg-000000", path, sizeof path);
+    int fd = open(path, O_RDWR | O_CLOEXEC);
+    assert_int_equal(pwrite(fd, "?", 1, BAD * SLOT + 4096 + 17), 1);
+    close(fd);
+    struct fault_plan plans[] = {
+        {.kinds = FAULT_READ, .way = FAULT_WAY_HANG, .at = 1},
+        {.kinds = FAULT_WRITE, .at = 2}}; /* the journal's, after a block's */
+    fault_plan(plans, 2, 1);
+    ucm_task *load = submit(store, &held, false, 0);
+    fault_await_hanging(1);
+    paint(&one, 0, 100);
+    struct outcome out = move(store, &one, true, 100, 0, 0);
+    assert_int_not_equal(out.stored, 0);
+    free(out.status);
+    out = move(store, &one, false, BAD, 0, 0);
+    assert_int_equal(out.released, -ENOENT);
+    free(out.status);
+    assert_int_equal(fault_seen(FAULT_READ), 2);
+    const struct ucmi_posix *p = backend_of(store);
+    assert_int_equal(p->own[0]->own->leaving, 0); /* it is not ours to change */
+    nothing_hangs();
+    assert_int_equal(ucm_task_wait(load, UCM_RELEASED, 60000), 0);
+    ucm_task_free(load);
+    memory_free(&one);
+    memory_free(&held);
+    memory_free(&m);
+    ucm_store_close(store);
+}
+
 /* What a segment that is given up holds need not be written down for its room to be there. */
 static void a_segment_is_given_up_without_room_for_records(void **state)
 {
@@ -402,6 +443,7 @@ int main(int argc, char **argv)
         TEST(a_lane_adopted_under_a_load),
         TEST(damage_found_after_an_adoption),
         TEST(a_lost_lane_is_let_go_under_loads),
+        TEST(damage_in_a_lost_lane_is_a_miss),
         TEST(a_segment_is_given_up_without_room_for_records),
         TEST(closing_does_not_wait_for_ever),
         TEST(what_came_before_the_closing_ends),
