@@ -582,8 +582,8 @@ class Faults(Case):
         with socket.create_server(("127.0.0.1", 0), backlog=0) as full, socket.create_connection(full.getsockname()):
             d, = await self.engines(echo)
             ports = full.getsockname()[1], d.port
-            proxy = await self.start("--worker-hosts", *["127.0.0.1"] * 2, "--worker-ports", *ports, "--connect-seconds",
-                                     "1", "--health-seconds", "1000")
+            proxy = await self.start("--worker-hosts", *["127.0.0.1"] * 2, "--worker-ports", *ports,
+                                     "--connect-seconds", "1", "--health-seconds", "1000")
             for _ in range(2):
                 self.assertEqual((await proxy.ask("POST", "/tokenize", PROMPT)).status, 200)
 
@@ -632,16 +632,23 @@ class Faults(Case):
             await request.chunk(b"data: 0\n\n")
             await ready.wait()
             request.cut()
-        _, _, proxy = await self.p1d1(echo, dies)
-        client = await proxy.connect()
-        await client.send("POST", COMPLETIONS, {**PROMPT, "stream": True})
-        self.assertEqual((await client.head()).status, 200)
-        await client.reader.readuntil(b"data: 0\n\n\r\n")
-        ready.set()
-        rest = await client.reader.read()
-        self.assertIn(b'data: {"error": {"message": "', rest)
-        self.assertFalse(rest.endswith(b"0\r\n\r\n"))
-        self.assertEqual((await proxy.metrics())["broken_streams_total"], 1)
+
+        async def falls_silent(request):
+            await request.begin()
+            await request.chunk(b"data: 0\n\n")
+            await request.gone()
+        for decode, why in (dies, b"closed the connection"), (falls_silent, b"silent for too long"):
+            _, _, proxy = await self.p1d1(echo, decode, "--timeout-seconds", "1")
+            client = await proxy.connect()
+            await client.send("POST", COMPLETIONS, {**PROMPT, "stream": True})
+            self.assertEqual((await client.head()).status, 200)
+            await client.reader.readuntil(b"data: 0\n\n\r\n")
+            ready.set()
+            rest = await client.reader.read()
+            self.assertIn(b'data: {"error": {"message": "', rest)
+            self.assertIn(why, rest)
+            self.assertFalse(rest.endswith(b"0\r\n\r\n"))
+            self.assertEqual((await proxy.metrics())["broken_streams_total"], 1)
 
     async def test_a_body_that_is_too_short_is_too_short_for_the_client(self):
         async def short(request):
@@ -931,6 +938,31 @@ class Clients(Case):
                 pass
             client.close()
         self.assertEqual((await proxy.ask("GET", "/healthcheck")).json["status"], "ok")
+
+    async def test_any_answer_at_all(self):
+        rng = random.Random(7)
+        good = Request.head(Transfer_Encoding="chunked") + b"2\r\n{}\r\n0\r\n\r\n"
+
+        async def answers(request):
+            data = bytearray(good)
+            for _ in range(rng.randint(0, 4)):
+                at = rng.randrange(len(data))
+                data[at:at + rng.randint(0, 3)] = rng.choice((b"\r\n", b"\0", b":", b"9", rng.randbytes(3), good))
+            await request.send(data)
+            rng.choice((request.cut, request._writer.close, request._writer.close))()
+        p, *ds = await self.engines(*[answers] * 3)
+        proxy = await self.pd([p], ds)
+        statuses = set()
+        for _ in range(300):
+            client = await proxy.connect()
+            await client.send("POST", COMPLETIONS, PROMPT, Connection="close")
+            answer = await client.reader.read()  # whole, cut or an error, but an end
+            self.assertEqual(answer[:9], b"HTTP/1.1 ")
+            statuses.add(answer[9:12])
+            client.close()
+        self.assertLessEqual({b"200", b"502"}, statuses)
+        m = await proxy.metrics()
+        self.assertEqual(sum(v for k, v in m.items() if k.startswith(("instance_tokens", "instance_requests"))), 0)
 
     async def test_any_body_at_all_reaches_the_decoder_as_it_is(self):
         async def answers(request):
