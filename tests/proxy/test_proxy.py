@@ -491,21 +491,22 @@ class Faults(Case):
         self.assertEqual(["kv_transfer_params" in body for body in asked], [True, False])  # the first may have taken it
 
     async def test_what_nobody_asked_for_is_no_answer(self):
-        answered, dropped = asyncio.Event(), asyncio.Event()
+        answered, sent = asyncio.Event(), asyncio.Event()
 
         async def talks(request):
             await request.answer(body="mine")
-            if not answered.is_set():
+            if not sent.is_set():
                 await answered.wait()
                 await request.answer(body="nobody's")
-                await request.gone()
-                dropped.set()
+                sent.set()
         w, = await self.engines(talks)
         proxy = await self.mixed([w])
         self.assertEqual((await proxy.ask("GET", "/v1/models")).json, "mine")
         answered.set()
-        await dropped.wait()
+        await sent.wait()
+        await proxy.metrics()  # it has come to that
         self.assertEqual((await proxy.ask("GET", "/v1/models")).json, "mine")
+        self.assertEqual(w.connections, 2)
 
     async def test_three_failures_in_a_row_are_too_many(self):
         good = False
