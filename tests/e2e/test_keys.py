@@ -12,6 +12,7 @@ import pytest
 from models import prompt
 from support import BLOCK, geometry, hits, tokens
 from test_bookkeeping import Request, Scheduler
+from ucm.integration.vllm.messages import StepResult
 
 RATES = re.compile(r"req external hit rate: ([\d.]+), total external hit rate: ([\d.]+)")
 
@@ -75,6 +76,16 @@ def test_a_request_is_counted_once(lite, caplog):
     s.step(preempted=[r])
     assert s.side.match(r, 0).external == 7
     assert RATES.findall(caplog.text) == [("0.000", "0.000")]
+
+
+def test_nobodys_memory_is_held(lite):
+    """Not even of what waits for another connector's load."""
+    s, r = lite(), Request("a", 1000)
+    s.admit(r)
+    step = s.step(new=[(r, 3 * BLOCK, 300)])
+    assert s.finish(r) is False
+    s.side.heard(StepResult("here", {}, settled=step.seq))
+    assert s.step().held == frozenset()
 
 
 def test_only_so_many_keys_are_remembered(lite):
