@@ -91,6 +91,20 @@ def test_a_transfer_is_measured_when_it_has_ended():
     assert m.take() is None
 
 
+def test_what_nobody_takes_does_not_grow():
+    """The wrapper of vllm-ascend does not ask."""
+    from ucm.integration.vllm.stats import MOST
+
+    store, m = meter(interval_s=3600)
+    for _ in range(2 * MOST):
+        m.dump(None, bytes(16), None, None)
+        m.lookup(bytes(16))
+    assert len(m._transfers) == MOST
+    for task in store.tasks:
+        task.times = {"released": 1.0, "stored": 1.0}
+    assert {len(samples) for samples in m.take().data["0"].values() if isinstance(samples, list)} == {MOST}
+
+
 def test_a_failing_lookup_is_counted():
     store, m = meter(interval_s=3600)
     m.take()

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -33,6 +34,7 @@ MEASURED = SCHEDULERS + (
     "save_duration", "save_speed", "save_stored_duration", "lookup_duration", "interval_lookup_hit_rates")
 KINDS = {"counter": Counter, "gauge": Gauge, "histogram": Histogram}
 LOG_INTERVAL_S = 10
+MOST = 1024  # transfers under way, and samples of a histogram, that are kept for a take() that never comes
 
 
 def kind_of(name: str) -> str:
@@ -91,7 +93,7 @@ class Meter:
         self._next = 0.0  # when to look at the store though nothing has happened here
         self._seen: dict[str, float] = {}  # the store's metrics when they were last looked at
         self._new: dict[str, Any] = dict.fromkeys(counters, 0)
-        self._transfers: list[tuple[str, Any, int]] = []  # under way: kind, task, bytes
+        self._transfers: deque[tuple[str, Any, int]] = deque(maxlen=MOST)  # under way: kind, task, bytes
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._store, name)
@@ -126,12 +128,14 @@ class Meter:
         self._new[name] = self._new.get(name, 0) + n
 
     def sample(self, name: str, value: float) -> None:
-        self._new.setdefault(name, []).append(value)
+        samples = self._new.setdefault(name, [])
+        if len(samples) < MOST:
+            samples.append(value)
 
     def take(self) -> Stats | None:
         """What is new since it was last called."""
         if self._transfers:
-            self._transfers = [t for t in self._transfers if not self._ended(*t)]
+            self._transfers = deque((t for t in self._transfers if not self._ended(*t)), MOST)
         now = time.monotonic()
         if not self._new and now < self._next:
             return None
