@@ -162,6 +162,13 @@ def test_preemption_waits_for_the_saves_of_that_request():
     assert [d[3].waits for d in w.store.dumps] == [1, 0]
 
 
+def test_a_wrapper_need_not_tell_of_preemptions():
+    w = Worker()
+    w.step(saves=[transfer("a", 0, 1)])
+    w.side.begin(Step(2, -1, [], preempted=frozenset("a")))
+    assert w.store.dumps[0][3].waits == 1
+
+
 def test_memory_that_is_never_released_ends_the_engine():
     w = Worker()
     w.store.next = [FakeTask(released=False, stuck=True)]

@@ -63,6 +63,9 @@ class Request:
         self.block_hashes = [hashlib.sha256(f"{name} {i}".encode()).digest() for i in range(tokens // TOKENS)]
 
 
+OURS = "ucm.integration.vllm.ucm_connector"
+
+
 class Engine:
     """One life: a scheduler and one worker.  caches: layer -> tensors, one or several.  connector: a class
     around ours."""
@@ -88,7 +91,8 @@ class Engine:
         extra = {"storage_backends": str(directory), "store_pipeline": "Posix", "posix_segment_mb": 1,
                  "chunk_tokens": CHUNK, "model_id": str(directory), "use_layerwise": True}
         return SimpleNamespace(
-            kv_transfer_config=SimpleNamespace(kv_role="kv_both", kv_connector_extra_config=extra),
+            kv_transfer_config=SimpleNamespace(kv_role="kv_both", kv_connector_extra_config=extra,
+                                               kv_connector_module_path=None if device_type == "npu" else OURS),
             model_config=model,
             parallel_config=SimpleNamespace(tensor_parallel_size=1, pipeline_parallel_size=1, world_size=1, rank=0),
             cache_config=SimpleNamespace(prefix_caching_hash_algo="sha256", cache_dtype="auto"),

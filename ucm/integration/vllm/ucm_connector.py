@@ -69,9 +69,8 @@ class UCMConnector(KVConnectorBase_V1, compat.SupportsHMA):
         device.settle(conf, device_type, moves=not scheduling and conf.get("use_lite") != "true")
         worker_id = "scheduler" if scheduling else str(vllm_config.parallel_config.rank)
         self._meter = store = Meter(self._open(geometry), worker_id, shown.interval_s, SCHEDULERS if scheduling else ())
-        # A wrapper of this class that vLLM knows in its place does not show statistics, and under MultiConnector
-        # those end the server.
-        self._measured = getattr(vllm_config.kv_transfer_config, "kv_connector_module_path", None) == __name__
+        # A wrapper does not show statistics, and under MultiConnector those end the server.
+        self._measured = not _wrapped(vllm_config)
         self._scheduler: SchedulerSide | None = None
         self._worker: WorkerSide | None = None
         self._traces: Recorder | None = None
@@ -271,6 +270,11 @@ except ValueError:
     pass  # somebody else's of that name, as a wrapper of this one
 
 
+def _wrapped(vllm_config: VllmConfig) -> bool:
+    """vLLM knows another class in the place of this one, which may not pass on all calls."""
+    return getattr(vllm_config.kv_transfer_config, "kv_connector_module_path", None) != __name__
+
+
 def _policy(conf: ucm.Conf, vllm_config: VllmConfig, geometry: geo.Geometry) -> Policy:
     role = vllm_config.kv_transfer_config.kv_role
     lockstep = vllm_config.parallel_config.world_size > 1
@@ -280,8 +284,8 @@ def _policy(conf: ucm.Conf, vllm_config: VllmConfig, geometry: geo.Geometry) -> 
         # Who computes on a load that fails must be able to take back what came of it: to tell the other workers,
         # and to empty the engine's own cache of it.  And vLLM must know which engine blocks those are, and the model
         # ask for every layer: a draft model's are asked for after the step has been reported.
-        asynchronous=(conf.get("use_layerwise") != "true" or not compat.CAN_EVICT or not geometry.plain
-                      or geo.drafts(vllm_config.speculative_config)
+        asynchronous=(conf.get("use_layerwise") != "true" or not compat.CAN_EVICT or _wrapped(vllm_config)
+                      or not geometry.plain or geo.drafts(vllm_config.speculative_config)
                       or (lockstep and not compat.WORKERS_ANSWER)),
         recomputes=compat.failure_policy(vllm_config.kv_transfer_config) != "fail",
         delivers=role == "kv_producer",

@@ -86,10 +86,11 @@ class WorkerSide:
         """Called before any block is overwritten."""
         if requests:
             for task, owners, _ in self._saving:
-                if not owners.isdisjoint(requests):
+                if not owners.isdisjoint(requests) and not task.done("released"):
                     self._settle(task, "save")
 
     def begin(self, step: Step) -> None:
+        self.preempted(step.preempted)  # the wrapper of vllm-ascend does not pass on handle_preemptions
         self._step = step
 
     def load(self) -> None:
