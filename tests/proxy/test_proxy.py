@@ -359,6 +359,31 @@ class Balance(Case):
         hold.set()
         await asyncio.gather(*asked)
 
+    async def test_what_is_never_shared_need_not_be_together(self):
+        engines = await self.engines(*[echo] * 4)
+        proxy = await self.mixed(engines)
+        for apart in "model", "cache_salt":
+            for who in range(40):
+                await proxy.ask("POST", COMPLETIONS, {"prompt": LONG, apart: f"{who}"})
+            self.assertGreater(min(sum(apart in r.json for r in e.seen) for e in engines), 0)
+
+    async def test_tokens_to_come_are_in_flight(self):
+        arrived, hold = asyncio.Queue(), asyncio.Event()
+
+        async def slow(request):
+            arrived.put_nowait(request)
+            await hold.wait()
+            await echo(request)
+        engines = await self.engines(*[slow] * 2)
+        proxy = await self.mixed(engines)
+        asked = []
+        for tokens in 1000, 10, 10, 10:
+            asked.append(asyncio.create_task(proxy.ask("POST", COMPLETIONS, {"prompt": "hello", "max_tokens": tokens})))
+            await arrived.get()
+        self.assertEqual(sorted(len(e.seen) for e in engines), [1, 3])
+        hold.set()
+        await asyncio.gather(*asked)
+
     async def test_short_prompts_take_turns(self):
         engines = await self.engines(*[echo] * 3)
         proxy = await self.mixed(engines)
