@@ -153,6 +153,8 @@ static int init_shared(struct ucmi_posix *p)
 
 static void tear_down(struct ucmi_posix *p)
 {
+    /* Not the pump's: a busy kernel may take a second for it, and that is no storage that hangs. */
+    ucmi_ear_close(p);
     if (p->io.ops) {
         ucmi_lanes_close(p);
         ucmi_file_close(p, p->ns_fd);

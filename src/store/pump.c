@@ -627,7 +627,6 @@ static void *pump_main(void *arg)
     struct ucmi_posix *p = arg;
     if (begin(p) == 0)
         run(p);
-    ucmi_ear_close(p);
     if (p->stream)
         p->geo->dev->stream_free(p->geo->dev_state, p->stream);
     pthread_mutex_lock(&p->news_lock);
