@@ -36,18 +36,18 @@ struct stream {
 
 /* ---- errors ---- */
 
-static const char *text_of(struct ucmi_gpu *g, int code)
-{
-    const char *text = g->vendor->text ? g->vendor->text(g, code) : NULL;
-    return text ? text : "unknown error";
-}
-
 static int errno_of(const struct ucmi_gpu *g, int code)
 {
     for (const struct ucmi_code *c = g->vendor->codes; code && c->err; c++)
         if (c->code == code)
             return c->err;
     return code ? -EIO : 0;
+}
+
+static const char *text_of(struct ucmi_gpu *g, int code)
+{
+    const char *text = g->vendor->text ? g->vendor->text(g, code) : NULL;
+    return text ? text : ucm_strerror(errno_of(g, code)); /* CUDA's stub has none */
 }
 
 /* Of all that may go wrong when the device fails one line says what. */

@@ -699,6 +699,7 @@ static const char *text_of_stub(struct ucmi_gpu *g, int code)
 static void what_is_wrong_with_a_library_is_told(void **state)
 {
     static const struct ucmi_symbol none[] = {{NULL}};
+    static const struct ucmi_code codes[] = {{34, -ENODEV}, {0, 0}};
     static const struct ucmi_symbol lacks[] = {
         UCMI_MAY_HAVE(struct ucmi_gpu, call.stream_free, "Perhaps"),
         UCMI_NEEDS(struct ucmi_gpu, call.stream_sync, "Never"),
@@ -706,11 +707,17 @@ static void what_is_wrong_with_a_library_is_told(void **state)
     static const struct ucmi_vendor vendors[] = {
         {.libraries = {"libucm-none.so.1"}, .symbols = none, .count = no_device},
         {.libraries = {"libc.so.6"}, .symbols = lacks, .count = no_device},
-        {.libraries = {"libc.so.6"}, .symbols = none, .count = a_stub, .text = text_of_stub},
+        {.libraries = {"libc.so.6"},
+         .symbols = none,
+         .count = a_stub,
+         .codes = codes,
+         .text = text_of_stub},
+        {.libraries = {"libc.so.6"}, .symbols = none, .count = a_stub, .codes = codes},
         {.libraries = {"libucm-none.so.1", "libc.so.6"}, .symbols = none, .count = no_device}};
-    static const char *const words[] = {"libucm-none.so.1: cannot open",
-                                        "libc.so.6 has no noNever: it is too old",
-                                        "libc.so.6: error 34, a stub", "libc.so.6 finds no device"};
+    static const char *const words[] = {
+        "libucm-none.so.1: cannot open", "libc.so.6 has no noNever: it is too old",
+        "libc.so.6: error 34, a stub", "libc.so.6: error 34, no such device",
+        "libc.so.6 finds no device"};
     for (size_t i = 0; i < ARRAY_LEN(vendors); i++) {
         struct ucmi_vendor v = vendors[i];
         char why[256] = "";

@@ -3,6 +3,7 @@
 usage: test_tool.py UCM MAKE_STORE EXAMPLE OPTIONS_MD HANG FAKES LOADED [unittest arguments]"""
 import json
 import os
+import re
 import select
 import shutil
 import subprocess
@@ -104,6 +105,13 @@ class Words(Tool):
             self.ends(ucm("doctor", "devices", cwd=cwd, LD_LIBRARY_PATH=str(FAKES), CUFILE_LOGFILE_PATH=str(log)),
                       GOOD, out="copies in batches")
             self.assertTrue(log.exists())
+
+    def test_no_vendors_library_is_linked(self):
+        done = subprocess.run(["ldd", UCM], capture_output=True, text=True, check=True)
+        linked = {line.split()[0] for line in done.stdout.splitlines()}
+        self.assertIn("libc.so.6", linked)
+        vendors = re.compile("cu(da|file)|ascend|musa|mcruntime|amdhip|opencl", re.I)
+        self.assertEqual([name for name in linked if vendors.search(name)], [])
 
     def test_doctor_prefers_the_library_that_is_loaded(self):
         """By whatever name: another copy would not know the engine's events."""
