@@ -70,9 +70,11 @@ check: build ## include rules, lengths, the header by itself
 	tools/check-layers
 test-c: build ## C tests
 	$(TESTS) -C build
-test-devices: build ## every device by every case, against fakes of the vendors' libraries and PoCL: a table
+DEVICE_TESTS = tests/dev/test_device tests/dev/test_stacks tests/fake/fakes.stamp
+test-devices: build build-asan/build.ninja build-tsan/build.ninja ## every device by every case, against fakes of the vendors' libraries and PoCL, also under the sanitizers: a table
 	tools/setup-apt ocl-icd-libopencl1 pocl-opencl-icd
-	tests/dev/table $(BUILD)
+	ninja -C build-asan $(DEVICE_TESTS) && ninja -C build-tsan $(DEVICE_TESTS)
+	tests/dev/table $(BUILD) build-asan build-tsan
 asan: build-asan/build.ninja ## C tests under AddressSanitizer and UBSan
 	ninja -C build-asan && $(TESTS) -C build-asan
 tsan: build-tsan/build.ninja ## C tests under ThreadSanitizer
