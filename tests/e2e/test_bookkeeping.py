@@ -406,6 +406,15 @@ def test_blocks_are_kept_only_while_a_save_may_read_them():
     assert s.finish(saving) is False
 
 
+@pytest.mark.parametrize("ago, kept", [(0, False), (1, True)])
+def test_blocks_that_no_save_reads_any_more_are_not_kept(ago, kept):
+    s, r = Scheduler(), Request("a", 1000)
+    s.admit(r)
+    step = s.step(new=[(r, 0, 1000)])
+    s.side.heard(StepResult("here", {}, released=step.seq - ago))
+    assert s.finish(r) is kept and s.step().held == ({"a"} if kept else frozenset())
+
+
 def test_workers_in_lockstep_save_nothing_that_a_load_of_another_may_have_spoilt():
     s, loading, beside = Scheduler(lockstep=True), Request("a", 1000), Request("b", 1000)
     s.store.put(loading, range(6))

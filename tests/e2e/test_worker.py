@@ -154,6 +154,16 @@ def test_a_finished_request_is_reported_when_its_saves_are_released():
     assert w.step()[0] is None
 
 
+def test_the_scheduler_is_told_until_it_knows_that_saves_are_over():
+    w = Worker()
+    w.store.next = [FakeTask(released=False)]
+    assert w.step(saves=[transfer("a", 0, 1)])[3].released == 0
+    assert w.step()[3].released == 0
+    w.store.dumps[0][3].released = True
+    assert w.step()[3].released == 3
+    assert w.step()[3] is None
+
+
 def test_preemption_waits_for_the_saves_of_that_request():
     w = Worker()
     w.step(saves=[transfer("a", 0, 1)])
@@ -380,7 +390,7 @@ def test_asynchronous_loads_are_reported_one_by_one():
     assert received == {"b"} and bad == set(engine("b", 1, 1)) and result.failed == {"b": 1}
     first.released = True
     _, received, bad, result = w.step(saves=[transfer("b", 1, 1)])
-    assert received == {"a"} and bad == set() and result is None
+    assert received == {"a"} and bad == set() and result.failed == {}
     assert len(w.store.dumps) == 1  # such a failure spoils no step
 
 

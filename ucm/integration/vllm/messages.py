@@ -60,8 +60,8 @@ class Step(KVConnectorMetadata):
 
 @dataclass
 class StepResult(KVConnectorWorkerMetadata):
-    """Worker to scheduler: what went wrong in a step.  Sent then, and after the first step; where a group has a
-    window after each, by all workers."""
+    """Worker to scheduler: what went wrong in a step.  Sent then, after the first step, and while saves are not known
+    to be over; where a group has a window after each, by all workers."""
 
     namespace: str  # what the worker's store was opened with
     failed: dict[str, int]  # request -> position of its first block that could not be loaded

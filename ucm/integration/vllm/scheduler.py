@@ -102,7 +102,7 @@ class Tracked:
         self.saved = [0] * groups  # positions before this need no saving
         # By which step positions before which are computed: saved when that is known to be right.
         self.owed: list[tuple[int, int]] = []
-        self.dumping = False  # a save of its blocks may be reading them
+        self.dumping = -1  # the last step that saves blocks of its
         self.load: tuple[int, Transfer] | None = None  # the last one: in which step, what
 
 
@@ -126,6 +126,7 @@ class SchedulerSide:
         self._finished: list[Tracked] = []  # that owe saves
         self._seq = 0
         self._acked = -1
+        self._released = -1  # no save of this step or an earlier one reads engine memory any more
         self._planned: deque[tuple[int, Tracked, list[int]]] = deque()  # saves of recent steps: step, whose, from where
         self._pace = Pace()
         self._store_failed = False
@@ -299,7 +300,7 @@ class SchedulerSide:
         for req_id in out.preempted_req_ids or ():
             self._pace.breaks(req_id)
             if t := self._requests.get(req_id):
-                t.dumping, t.load = False, None  # the worker waits for its saves before the blocks are overwritten
+                t.dumping, t.load = -1, None  # the worker waits for its saves before the blocks are overwritten
                 t.owed.clear()
         step = Step(self._seq, self._acked, self._loads, preempted=frozenset(out.preempted_req_ids or ()),
                     idle=out.total_num_scheduled_tokens == 0)
@@ -413,7 +414,7 @@ class SchedulerSide:
         if save.positions:
             step.saves.append(save)
             self._planned.append((step.seq, t, before))
-            t.dumping = True
+            t.dumping = step.seq
 
     def _pin(self, seq: int, engine_blocks: list[int]) -> None:
         """A block that leaves its window goes back to vLLM's pool while its request runs on: not while a save of
@@ -456,7 +457,8 @@ class SchedulerSide:
         self._doubtful = {step for step in self._doubtful if step > result.settled}
         while self._written and (not self._unsettled or self._written[0][0] < min(self._unsettled)):
             self._written.popleft()
-        while self._pinned and self._pinned[0][0] <= result.released:
+        self._released = max(self._released, result.released)
+        while self._pinned and self._pinned[0][0] <= self._released:
             self._pool.free_blocks(self._pinned.popleft()[1])
 
     def bind(self, pool: BlockPool) -> None:
@@ -494,9 +496,9 @@ class SchedulerSide:
             given[:owed] == known[:owed] for given, known in zip(engine_blocks, t.blocks))
         if owes:
             self._finished.append(t)
-        elif t.dumping:
+        elif t.dumping > self._released:
             self._held.add(request.request_id)
-        return owes or t.dumping
+        return owes or t.dumping > self._released
 
     def prompt_keys(self, request: Request) -> bytes:
         """Of the full blocks of its prompt, whatever engine asks and when."""

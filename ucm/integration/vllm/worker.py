@@ -63,6 +63,8 @@ class WorkerSide:
         self._held: set[str] = set()
         self._received: set[str] = set()  # asynchronous loads that ended without a task
         self._saved_until = -1  # the last step whose saves have been handed over
+        self._dumped = -1  # the last of those that had some
+        self._told = -1  # up to which step the scheduler knows that they are over
         self._bad_blocks: set[int] = set()
         self._failed_requests: set[str] = set()  # the same, where blocks cannot tell
         self._failed: dict[str, int] = {}
@@ -168,6 +170,7 @@ class WorkerSide:
         self._end_load()
         # A failed load spoils the steps up to the first that was planned in its knowledge.
         if step.saves and self._geo.saves and self._spoilt <= step.acked:
+            self._dumped = step.seq
             self._dump(step)
         if step.deliver:
             self._deliver()
@@ -250,13 +253,14 @@ class WorkerSide:
     def result(self) -> StepResult | None:
         step = self._step
         settled = step.seq if step and step.settles else -1
-        if self._introduced and not self._failed and settled < 0 and not any(self._geo.windows):
+        news = self._told < self._dumped or any(self._geo.windows)
+        if self._introduced and not self._failed and settled < 0 and not news:
             return None
         self._introduced = True
         failed, self._failed = self._failed, {}
         gave_up, self._gave_up = self._gave_up, False
-        released = min((seq - 1 for _, _, seq in self._saving), default=self._saved_until)
-        return StepResult(self._geo.namespace, failed, self._spoilt, gave_up, settled, released)
+        self._told = min((seq - 1 for _, _, seq in self._saving), default=self._saved_until)
+        return StepResult(self._geo.namespace, failed, self._spoilt, gave_up, settled, self._told)
 
     def close(self) -> None:
         try:
