@@ -35,6 +35,7 @@ logger = logging.getLogger(f"vllm.{__name__}")
 
 NO_LIMIT = 1 << 62
 DRAM_ONLY = bytes((0, 1)) + bytes(254)  # tiers that count while slower ones are behind
+SLOWER = bytes(tier != 1 for tier in range(256))
 STEPS_IN_FLIGHT = 64  # more than vLLM ever schedules ahead of a step's result
 
 
@@ -282,12 +283,12 @@ class SchedulerSide:
         t = self._requests[request.request_id]
         size = self._geo.block_tokens
         begin, end = t.local // size, -(-(t.local + tokens) // size)
-        slow = set()
+        slow = 0  # a byte for each position: 1 where a group has it in a slower tier
         for group, found in enumerate(t.found):
             first = max(begin, self._geo.first_needed(group, t.local + tokens))
-            slow.update(at for at in range(first, end) if found.tiers[at] != 1)
-        fast = (end - begin - len(slow)) * size
-        if fast and begin not in slow:
+            slow |= int.from_bytes(found.tiers[first:end].translate(SLOWER), "little") << 8 * (first - begin)
+        fast = (end - begin - slow.bit_count()) * size
+        if fast and not slow & 1:
             fast -= t.local % size
         fast = min(fast, tokens)
         return fast, tokens - fast
