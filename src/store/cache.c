@@ -95,7 +95,8 @@ static int start_mover(struct cache *c, struct mover *m, bool out)
 static bool is_stuck(const struct mover *m, uint64_t due_ns, uint64_t grace_ns)
 {
     uint64_t since = MAX(atomic_load(&m->heard_ns), due_ns);
-    return (m->sleeping || m->at_device) && ucmi_now_ns() > since + grace_ns;
+    bool at_it = m->at_device || (m->sleeping && m->nflights); /* else only the processor is late */
+    return at_it && ucmi_now_ns() > since + grace_ns;
 }
 
 /* One that cannot end is left alone: it keeps the cache, whose memory the device may still use, and

@@ -358,6 +358,8 @@ static void below_lookup(struct ucm_tier *t, const ucm_key *keys, size_t n, uint
 {
     struct below *b = CONTAINER_OF(t, struct below, tier);
     pthread_mutex_lock(&b->lock);
+    b->asked |= b->deaf && !call->up_to_date;
+    pthread_cond_broadcast(&b->change);
     while (b->deaf && !call->up_to_date)
         ucmi_cond_wait(&b->change, &b->lock, UINT64_MAX);
     for (size_t i = 0; i < n; i++)

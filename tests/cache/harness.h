@@ -62,6 +62,7 @@ struct below {
     bool hold;     /* slices wait for below_release; else they end within submit ... */
     bool shuffle;  /* ... or later, on a thread, in an order of its own */
     bool deaf;     /* lookups do not answer */
+    bool asked;    /* one has come that was not answered */
     int refuse;    /* that many submits are refused with -EAGAIN */
     int fail_with; /* all slices end so */
     unsigned submits, reads, writes, refused;

@@ -6,6 +6,7 @@
 #include "harness.h"
 
 #include <stdlib.h>
+#include <unistd.h>
 
 #include "dev/dev.h"
 #include "store/pool.h"
@@ -284,6 +285,48 @@ static void a_lookup_that_hangs_is_not_waited_for(void **state)
     below_hear(&s.below);
     assert_int_equal(run_move(&s, false, 50, 1), -ENOENT);
     check_slots(&s, 100);
+    stack_close(&s);
+}
+
+static void *hear_late(void *below)
+{
+    usleep(400000);
+    below_hear(below);
+    return NULL;
+}
+
+static void count_line(void *lines, enum ucm_level level, const char *line)
+{
+    ++*(unsigned *)lines;
+}
+
+/* A lookup below that takes longer than closing may is no device that hangs: it is waited for. */
+static void a_late_lookup_is_no_device_that_hangs(void **state)
+{
+    const struct shape brief = {
+        .nshards = 4, .shard_size = 1024, .nslots = SLOTS, .timeout_ms = 100};
+    struct stack s;
+    struct move m;
+    pthread_t thread;
+    unsigned lines = 0;
+    stack_open(&s, *state, &brief, NULL);
+    s.geo.timeout_ms = PATIENCE_MS;
+    assert_int_equal(run_move(&s, true, 0, SLOTS), 0);
+    s.below.deaf = true;
+    move_new(&m, &s, false, 50, 1, 0, 4, 0);
+    assert_int_equal(move_submit(&m), 0);
+    pthread_mutex_lock(&s.below.lock);
+    while (!s.below.asked)
+        ucmi_cond_wait(&s.below.change, &s.below.lock, UINT64_MAX);
+    pthread_mutex_unlock(&s.below.lock);
+    ucm_log_to(count_line, &lines, UCM_WARN);
+    assert_int_equal(ucmi_thread_start(&thread, "late", hear_late, &s.below), 0);
+    stack_close_cache(&s);
+    pthread_join(thread, NULL);
+    ucm_log_to(NULL, NULL, UCM_ERROR);
+    assert_int_equal(lines, 0);
+    assert_int_equal(move_wait(&m, UCM_RELEASED), -ESHUTDOWN);
+    move_free(&m);
     stack_close(&s);
 }
 
@@ -745,6 +788,7 @@ int main(void)
         TEST(without_a_slot_a_slice_ends_in_time),
         TEST(a_shared_read_is_not_given_up_for_both),
         TEST(a_lookup_that_hangs_is_not_waited_for),
+        TEST(a_late_lookup_is_no_device_that_hangs),
         TEST(an_unfinished_block_is_given_up),
         TEST(a_late_copy_does_not_wait_for_a_read),
         TEST(a_device_that_hangs_holds_what_it_has_and_no_more),
