@@ -20,7 +20,8 @@ from support import Deployment, Row, Table, Weather  # noqa: E402
 from zygote import Life, Zygote  # noqa: E402
 
 
-TABLE = Table()
+# Rows of the test that runs, and of all: with pytest-xdist they travel with the reports of their tests.
+TABLE, REPORTED = Table(), Table()
 
 
 def pytest_configure(config):
@@ -34,13 +35,20 @@ def pytest_runtest_makereport(item, call):
     if marker and (report.when == "call" or not report.passed):
         mode = getattr(getattr(item, "callspec", None), "id", "")
         TABLE.note(f"{marker.args[0]} {mode}", "all", "ok" if report.passed else report.outcome.upper())
+    report.user_properties.append(("rows", TABLE.rows))
+    TABLE.rows = {}
     return report
 
 
+def pytest_runtest_logreport(report):
+    for name, cells in dict(report.user_properties).get("rows", {}).items():
+        REPORTED.rows.setdefault(name, {}).update(cells)
+
+
 def pytest_terminal_summary(terminalreporter):
-    if TABLE.rows:
+    if REPORTED.rows:
         terminalreporter.section("token-identical, and every block that should hit hits")
-        for line in TABLE.lines():
+        for line in REPORTED.lines():
             terminalreporter.line(line)
 
 

@@ -3,8 +3,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import random
+import tempfile
 from pathlib import Path
 
 VOCABULARY = 4096
@@ -37,9 +40,9 @@ MODELS = {
 
 
 def make(name: str, directory: Path, seed: int = 7) -> Path:
-    """Writes the model, unless it is there already; returns its directory."""
+    """Writes the model, unless it is there already; returns its directory.  Several may do so at once."""
     target = directory / (name if seed == 7 else f"{name}-{seed}")
-    if (target / "complete").exists():
+    if target.exists():
         return target
     import torch
     import transformers
@@ -58,9 +61,12 @@ def make(name: str, directory: Path, seed: int = 7) -> Path:
                 parameter.normal_(0, 0.05, generator=generator)
             else:
                 parameter.fill_(0.0 if "gemma" in name or parameter_name.endswith("bias") else 1.0)
-    model.to(torch.bfloat16).save_pretrained(target, safe_serialization=True)
-    (target / "generation_config.json").write_text(json.dumps({"eos_token_id": 1}))
-    (target / "complete").touch()
+    directory.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=directory, ignore_cleanup_errors=True) as new:
+        model.to(torch.bfloat16).save_pretrained(new, safe_serialization=True)
+        Path(new, "generation_config.json").write_text(json.dumps({"eos_token_id": 1}))
+        with contextlib.suppress(OSError):  # another was faster
+            os.rename(new, target)
     return target
 
 
