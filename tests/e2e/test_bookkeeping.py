@@ -296,18 +296,22 @@ def test_what_is_computed_while_another_connector_loads_is_saved_when_that_went_
                                        {"a": range(0, 3), "b": range(0, 3)})
 
 
-def test_behind_a_wrapper_loads_wait_aside():
+def test_behind_a_wrapper_loads_wait_aside_and_windows_are_refused():
     """That of vllm-ascend does not pass on the pool, out of which what a failed load has left would be taken."""
     from ucm import config
     from ucm.integration.vllm import ucm_connector
+    from ucm.integration.vllm.geometry import Unsupported
 
-    def asynchronous(module: str | None) -> bool:
+    def policy(module: str | None, window: int = 0):
         transfer = SimpleNamespace(kv_role="kv_both", kv_connector_module_path=module)
         return ucm_connector._policy(config.from_extra_config({"storage_backends": "/tmp"}), SimpleNamespace(
             kv_transfer_config=transfer, parallel_config=SimpleNamespace(world_size=1), speculative_config=None),
-            geometry()).asynchronous
+            replace(geometry(), windows=(window,)))
 
-    assert not asynchronous(ucm_connector.__name__) and asynchronous(None)
+    assert not policy(ucm_connector.__name__).asynchronous and policy(None).asynchronous
+    assert policy(ucm_connector.__name__, 256)
+    with pytest.raises(Unsupported, match="a wrapper may not pass on"):
+        policy(None, 256)
 
 
 def test_nobody_waits_to_hear_of_what_is_not_saved():

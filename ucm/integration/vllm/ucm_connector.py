@@ -277,6 +277,9 @@ def _wrapped(vllm_config: VllmConfig) -> bool:
 
 def _policy(conf: ucm.Conf, vllm_config: VllmConfig, geometry: geo.Geometry) -> Policy:
     role = vllm_config.kv_transfer_config.kv_role
+    if any(geometry.windows) and _wrapped(vllm_config):
+        raise geo.Unsupported(f"ucm serves sliding windows only where vLLM is given {__name__} itself: a wrapper may not "
+                              "pass on vLLM's pool, which keeps what leaves a window while it is saved")
     lockstep = vllm_config.parallel_config.world_size > 1
     return Policy(
         loads=role != "kv_producer",
