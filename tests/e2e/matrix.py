@@ -9,6 +9,7 @@ from __future__ import annotations
 import pytest
 from engine import UCM
 from models import prompt
+from server import Server, complete
 from support import BLOCK, MODES, hits, tokens
 
 WINDOWS = ["gemma2-tiny", "gemma3-tiny"]
@@ -113,3 +114,28 @@ def test_loads_of_both_kinds_in_one_batch(deploy, row, tmp_path):
         answers = dict(zip(map(str, mixed), tokens(life.call("ask", mixed))))
         loaded = life.call("metrics")["vllm:external_prefix_cache_hits"]
         r.note("all", [answers[str(p)] for p in prompts] == expected and loaded == 6 * (600 // BLOCK) * BLOCK)
+
+
+RANKED = r"EngineCore_DP(\d) .* hit hbm: 0, hit external: (\d+)"  # which rank's engine says it
+
+
+@pytest.mark.row("vllm serve, DP2")
+def test_data_parallel(model, reference, tmp_path):
+    """Each rank is an engine of its own, with the one store: what one has computed the other loads, and after a
+    restart each loads what both had."""
+    (tmp_path / "store").mkdir()
+    transfer = {**UCM, "kv_role": "kv_both", "kv_load_failure_policy": "recompute", "kv_connector_extra_config": {
+        "storage_backends": str(tmp_path / "store"), "cache_buffer_capacity_gb": 0.25, "posix_segment_mb": 16,
+        "model_id": str(tmp_path)}}
+    prompts = [prompt(7 * BLOCK + 50, 1), prompt(5 * BLOCK + 50, 2)]
+    expected = reference(prompts)
+    lives = {"first": [(0, 0, 0), (1, 1, 0), (1, 0, 7), (0, 1, 5)],
+             "restarted": [(1, 0, 7), (0, 1, 5), (0, 0, 7), (1, 1, 5)]}
+    for life, asked in lives.items():  # of each request: the rank that is asked, the prompt, the blocks that it finds
+        with Server(model(), tmp_path / f"{life}.log", transfer, "--data-parallel-size", 2, "--api-server-count", 1,
+                    "--skip-tokenizer-init", "--max-model-len", "8192") as server:
+            server.wait()
+            for rank, which, _ in asked:
+                assert complete(server.port, server.model, prompts[which], rank=rank).tokens == expected[which]
+            assert [(int(rank), int(hit)) for rank, hit in server.lines(RANKED)] == [(r, hit) for r, _, hit in asked]
+            server.stop()

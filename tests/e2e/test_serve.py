@@ -3,10 +3,9 @@
 
 from __future__ import annotations
 
-import pytest
 from engine import UCM
 from models import prompt
-from server import Server, complete
+from server import Server
 from support import BLOCK
 from test_stats import YAML, assert_dashboard_shows, samples
 
@@ -36,28 +35,3 @@ def test_metrics_of_a_real_server(model, reference, tmp_path):
         assert m["ucm:hit_dram_tokens_total"] == 7 * BLOCK
         assert_dashboard_shows(m)
         server.wait(lambda: server.lines(r"KV Transfer metrics: .*blocks saved.: 7"))
-
-
-RANKED = r"EngineCore_DP(\d) .* hit hbm: 0, hit external: (\d+)"  # which rank's engine says it
-
-
-@pytest.mark.row("vllm serve, DP2")
-def test_data_parallel(model, reference, tmp_path):
-    """Each rank is an engine of its own, with the one store: what one has computed the other loads, and after a
-    restart each loads what both had."""
-    (tmp_path / "store").mkdir()
-    transfer = {**UCM, "kv_role": "kv_both", "kv_load_failure_policy": "recompute", "kv_connector_extra_config": {
-        "storage_backends": str(tmp_path / "store"), "cache_buffer_capacity_gb": 0.25, "posix_segment_mb": 16,
-        "model_id": str(tmp_path)}}
-    prompts = [prompt(7 * BLOCK + 50, 1), prompt(5 * BLOCK + 50, 2)]
-    expected = reference(prompts)
-    lives = {"first": [(0, 0, 0), (1, 1, 0), (1, 0, 7), (0, 1, 5)],
-             "restarted": [(1, 0, 7), (0, 1, 5), (0, 0, 7), (1, 1, 5)]}
-    for life, asked in lives.items():  # of each request: the rank that is asked, the prompt, the blocks that it finds
-        with Server(model(), tmp_path / f"{life}.log", transfer, "--data-parallel-size", 2, "--api-server-count", 1,
-                    "--skip-tokenizer-init", "--max-model-len", "8192") as server:
-            server.wait()
-            for rank, which, _ in asked:
-                assert complete(server.port, server.model, prompts[which], rank=rank).tokens == expected[which]
-            assert [(int(rank), int(hit)) for rank, hit in server.lines(RANKED)] == [(r, hit) for r, _, hit in asked]
-            server.stop()
