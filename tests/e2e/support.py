@@ -41,7 +41,7 @@ class Table:
         columns = list(dict.fromkeys(c for cells in self.rows.values() for c in cells))
         width = max(map(len, self.rows), default=0)
         widths = [max(len(c), *(len(cells.get(c, "")) for cells in self.rows.values())) for c in columns]
-        grid = [("", dict(zip(columns, columns))), *self.rows.items()]
+        grid = [("", dict(zip(columns, columns))), *sorted(self.rows.items())]
         return [f"{name:<{width}}  " + "  ".join(f"{cells.get(c, ''):<{w}}" for c, w in zip(columns, widths))
                 for name, cells in grid]
 
