@@ -508,12 +508,21 @@ class Faults(Case):
             await request.answer(body={"kv_transfer_params": {"remote_block_ids": [1]}})
 
         async def decode(request):
+            if request.method == "GET":
+                return await echo(request)
             asked.append(request.json)
-            request.cut() if len(asked) == 1 else await echo(request)
-        p, a, b = await self.engines(prefill, decode, decode)
-        proxy = await self.pd([p], [a, b])
-        self.assertEqual((await proxy.ask("POST", COMPLETIONS, PROMPT)).status, 200)
-        self.assertEqual(["kv_transfer_params" in body for body in asked], [True, False])  # the first may have taken it
+            if len(asked) > 1:
+                return await echo(request)
+            request.cut() if fails == "cut" else await request.answer(503)
+        for fails in "cut", "503":
+            asked.clear()
+            p, a, b = await self.engines(prefill, decode, decode)
+            proxy = await self.pd([p], [a, b])
+            # Connections to be used again, of both: a request that fails on one of those may have been read.
+            await asyncio.gather(*(proxy.ask("GET", "/v1/models") for _ in range(8)))
+            self.assertTrue(a.connections and b.connections)
+            self.assertEqual((await proxy.ask("POST", COMPLETIONS, PROMPT)).status, 200)
+            self.assertEqual(["kv_transfer_params" in body for body in asked], [True, False])  # the first may have taken it
 
     async def test_what_nobody_asked_for_is_no_answer(self):
         answered, sent = asyncio.Event(), asyncio.Event()

@@ -174,7 +174,8 @@ static void send_step(struct job *j)
         break;
     }
     j->head_out = request_head(j, to, method, target, body);
-    int flags = (strcmp(method, "HEAD") ? 0 : CALL_HEAD) | (j->once ? CALL_ONCE : 0);
+    int once = j->once || (j->step == ANSWERING && j->params); /* a transfer is for one of them */
+    int flags = (strcmp(method, "HEAD") ? 0 : CALL_HEAD) | (once ? CALL_ONCE : 0);
     j->call = call_start(to, j->head_out, body, flags, (unsigned)proxy.set.timeout_s, ops, j);
 }
 
@@ -343,6 +344,13 @@ static int worth_another(int status)
     return status == 502 || status == 503;
 }
 
+/* What the prefiller held for it may have been fetched: the next one computes the prompt. */
+static void forget_transfer(struct job *j)
+{
+    json_decref(j->params);
+    j->params = NULL;
+}
+
 static int answer_head(void *arg, struct http_head *h)
 {
     struct job *j = arg;
@@ -351,6 +359,7 @@ static int answer_head(void *arg, struct http_head *h)
         say('W', "%s answers %d: another is tried", j->at->name, h->status);
         call_cancel(j->call);
         j->call = NULL;
+        forget_transfer(j);
         job_step(j);
         return 1;
     }
@@ -371,6 +380,8 @@ static void begin(struct job *j)
     /* Nobody else will be asked: an answer may take long, and a prompt be large. */
     prompt_free(&j->prompt);
     evbuffer_drain(j->body, evbuffer_get_length(j->body));
+    if (j->body_out)
+        evbuffer_drain(j->body_out, evbuffer_get_length(j->body_out));
     histogram_add(&proxy.first_byte, now_s() - j->began);
     client_begin(j->client, &j->reply, j->request_id);
 }
@@ -418,12 +429,8 @@ static void answer_done(void *arg, enum outcome outcome)
         break_off(j, outcome);
     } else if (can_retry(j, outcome)) {
         say('W', "%s: %s: another is tried", j->at->name, outcome_text(outcome));
-        if (outcome != CALL_REFUSED) {
-            /* What the prefiller held for it may have been fetched: the next one computes the
-             * prompt. */
-            json_decref(j->params);
-            j->params = NULL;
-        }
+        if (outcome != CALL_REFUSED)
+            forget_transfer(j);
         job_step(j);
     } else {
         int status = outcome == CALL_TIMEOUT ? 504 : outcome == CALL_REFUSED ? 503 : 502;
