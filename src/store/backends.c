@@ -265,7 +265,7 @@ static ssize_t backends_removed(struct ucm_tier *t, ucm_key *keys, size_t n, uin
         told = 0;
         for (unsigned i = 0; i < b->n; i++) {
             ssize_t more = ucmi_posix_removed(b->v[i], keys + told, n - told, lost);
-            if (more < 0 && !told)
+            if (more < 0 && !told && !*lost)
                 return more;
             told += (size_t)MAX(more, 0); /* one without memory begins later */
         }

@@ -419,7 +419,8 @@ static uint32_t sum_own(const struct ucmi_posix *p, size_t field)
 {
     uint32_t n = 0;
     for (unsigned i = 0; i < p->nown; i++)
-        n += *(const uint32_t *)((const char *)p->own[i]->own + field);
+        if (!p->own[i]->own->lost) /* whose records will never be written */
+            n += *(const uint32_t *)((const char *)p->own[i]->own + field);
     return n;
 }
 #define SUM_OWN(p, field) sum_own(p, offsetof(struct ucmi_own, field))
