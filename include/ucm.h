@@ -286,6 +286,7 @@ struct ucm_inspect {
     void *arg;
     void (*lane)(void *arg, const struct ucm_lane_info *lane);    /* after its blocks */
     void (*block)(void *arg, const struct ucm_lane_info *lane, const struct ucm_block_info *block);
+    void (*answered)(void *arg); /* the storage has said something: told more often than the rest */
 };
 #define UCM_INSPECT_VERIFY 1u /* read every block and check it */
 /* Visits all lanes of all namespaces below a backend directory.  Reads only.  What goes wrong is also

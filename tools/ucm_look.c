@@ -103,7 +103,6 @@ static void keep_lane(void *arg, const struct ucm_lane_info *lane)
         l->failed = 1;
         return;
     }
-    storage_answered();
     l->lanes = v;
     v += l->nlanes++;
     *v = *lane;
@@ -151,12 +150,21 @@ int conf_with_key(const char *file, ucm_conf **conf_p)
                : TOOL_GOOD;
 }
 
+static void on_answer(void *arg)
+{
+    storage_answered();
+}
+
 static int walk(struct look *l, const char *dir, unsigned flags,
                 void (*block)(void *, const struct ucm_lane_info *, const struct ucm_block_info *))
 {
     int status = conf_with_key(l->key_file, &l->conf);
-    struct ucm_inspect how = {
-        .flags = flags, .conf = l->conf, .arg = l, .lane = keep_lane, .block = block};
+    struct ucm_inspect how = {.flags = flags,
+                              .conf = l->conf,
+                              .arg = l,
+                              .lane = keep_lane,
+                              .block = block,
+                              .answered = on_answer};
     int err = status ? 0 : ucm_inspect(dir, &how);
 
     if (err < 0)
@@ -500,7 +508,6 @@ static void verify_block(void *arg, const struct ucm_lane_info *lane,
     struct look *l = arg;
     char ns[SHORT_NS + 1], key[33];
 
-    storage_answered();
     l->seen++;
     show_progress(l);
     if (!b->err)

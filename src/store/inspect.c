@@ -41,6 +41,12 @@ int ucmi_open_below(int dir, const char *name)
     return err ? err : fd;
 }
 
+static void answered(const struct inspection *in)
+{
+    if (in->how->answered)
+        in->how->answered(in->how->arg);
+}
+
 static int open_dir(int at, const char *name)
 {
     int fd = openat(at, name, O_RDONLY | O_NOFOLLOW | O_DIRECTORY | O_CLOEXEC);
@@ -50,7 +56,9 @@ static int open_dir(int at, const char *name)
 static int read_journal(struct inspection *in, struct ucmi_table *t)
 {
     *t = (struct ucmi_table){.ns = in->info.ns, .given = &in->seal};
-    return ucmi_table_read(t, in->dir, in->head, in->buf, READ_BUF);
+    int err = ucmi_table_read(t, in->dir, in->head, in->buf, READ_BUF);
+    answered(in);
+    return err;
 }
 
 /* ---- blocks ---- */
@@ -116,6 +124,7 @@ static void visit_block(struct inspection *in, const struct ucmi_record *put)
         info.pinned = used;
     if (in->how->flags & UCM_INSPECT_VERIFY) {
         info.err = verify(in, put);
+        answered(in);
         if (info.err == -EBADMSG && in->info.live && !still_there(in, put))
             return;
         in->info.bad += info.err == -EBADMSG;
@@ -158,14 +167,15 @@ int ucmi_each_name(int at, const char *path, void (*fn)(void *arg, int dir, cons
 
 static void count_file(void *arg, int dir, const char *name)
 {
-    struct ucm_lane_info *info = arg;
+    struct inspection *in = arg;
     bool segment = strncmp(name, "seg-", 4) == 0;
     struct stat st;
+    answered(in);
     if ((!segment && strncmp(name, "journal", 7) != 0) ||
         fstatat(dir, name, &st, AT_SYMLINK_NOFOLLOW) < 0 || !S_ISREG(st.st_mode))
         return;
-    info->bytes += (uint64_t)st.st_blocks * 512;
-    info->segments += segment;
+    in->info.bytes += (uint64_t)st.st_blocks * 512;
+    in->info.segments += segment;
 }
 
 static void fill_info(struct inspection *in)
@@ -197,7 +207,7 @@ static void visit_lane(void *arg, int ns, const char *name)
     *info =
         (struct ucm_lane_info){.ns = info->ns, .ns_text = info->ns_text, .lane = name, .host = ""};
     info->live = ucmi_lane_is_held(in->dir);
-    ucmi_each_name(in->dir, ".", count_file, info);
+    ucmi_each_name(in->dir, ".", count_file, in);
     int err = read_journal(in, &in->table);
     info->locked = err == -ENOKEY;
     if (!err || info->locked)
