@@ -77,7 +77,7 @@ class Scheduler:
         self.side.admitted(request, self.tables[request.request_id], tokens)
         return local + tokens
 
-    def step(self, *, new=(), running=(), resumed=(), preempted=()):
+    def step(self, *, new=(), running=(), resumed=(), preempted=(), **more):
         """Each of new and running: request, tokens computed before, tokens scheduled."""
         cached = [*running, *resumed]
         return self.side.step(SimpleNamespace(
@@ -90,8 +90,7 @@ class Scheduler:
                 req_ids=[r.request_id for r, _, _ in cached],
                 resumed_req_ids={r.request_id for r, _, _ in resumed},
                 new_block_ids=[None] * len(running) + [self.tables[r.request_id] for r, _, _ in resumed],
-                num_computed_tokens=[c for _, c, _ in cached])))
-
+                num_computed_tokens=[c for _, c, _ in cached]), **more))
 
     def finish(self, request: Request) -> bool:
         return self.side.finished(request, self.tables[request.request_id])
@@ -302,13 +301,17 @@ def test_behind_a_wrapper_loads_wait_aside_and_windows_are_refused():
     from ucm.integration.vllm import ucm_connector
     from ucm.integration.vllm.geometry import Unsupported
 
-    def policy(module: str | None, window: int = 0):
-        transfer = SimpleNamespace(kv_role="kv_both", kv_connector_module_path=module)
+    def policy(module: str | None, window: int = 0, recovery: str = "recompute", **more):
+        transfer = SimpleNamespace(kv_role="kv_both", kv_connector_module_path=module, kv_load_failure_policy=recovery)
         return ucm_connector._policy(config.from_extra_config({"storage_backends": "/tmp"}), SimpleNamespace(
-            kv_transfer_config=transfer, parallel_config=SimpleNamespace(world_size=1), speculative_config=None),
+            kv_transfer_config=transfer, parallel_config=SimpleNamespace(world_size=1), speculative_config=None, **more),
             replace(geometry(), windows=(window,)))
 
     assert not policy(ucm_connector.__name__).asynchronous and policy(None).asynchronous
+    for ahead in {"use_v2_model_runner": True}, {"scheduler_config": SimpleNamespace(async_scheduling=True)}:
+        # vLLM would compute what was lost again on counts of before, and what was not computed would be saved.
+        assert policy(ucm_connector.__name__, **ahead).asynchronous
+        assert not policy(ucm_connector.__name__, recovery="fail", **ahead).asynchronous
     assert policy(ucm_connector.__name__, 256)
     with pytest.raises(Unsupported, match="a wrapper may not pass on"):
         policy(None, 256)
@@ -326,11 +329,54 @@ def test_blocks_that_another_connector_failed_to_load_spoil_the_step():
     from ucm.integration.vllm.ucm_connector import UCMConnector
 
     heard = []
-    connector = SimpleNamespace(_scheduler=SimpleNamespace(heard=heard.append), _meter=SimpleNamespace(count=lambda name, n: None))
+    scheduler = SimpleNamespace(heard=lambda result, bad: heard.append((result.spoilt, bad)))
+    connector = SimpleNamespace(_scheduler=scheduler, _meter=SimpleNamespace(count=lambda name, n: None))
     for settled, bad in ((7, {3}), (7, set()), (-1, {3})):
         UCMConnector.update_connector_output(connector, SimpleNamespace(
             kv_connector_worker_meta=StepResult("here", {}, settled=settled), invalid_block_ids=bad))
-    assert [result.spoilt for result in heard] == [7, -1, -1]
+    assert heard == [(7, {3}), (-1, set()), (-1, {3})]
+
+
+def test_what_another_connector_failed_to_load_leaves_the_engines_own_cache():
+    """vLLM takes it out for requests that are running; this one was aborted before that was known."""
+    s = Scheduler()
+    evicted = []
+    s.side.bind(SimpleNamespace(evict_blocks=evicted.append))
+    s.side.heard(StepResult("here", {}), {3, 4})
+    assert evicted == [{3, 4}]
+
+
+def test_only_a_load_in_the_step_itself_is_doubted():
+    """What came before the step has come, or its request would not be computed."""
+    s, r = Scheduler(), Request("a", 1000)
+    s.admit(r)
+    assert not s.step(new=[(r, 3 * BLOCK, 100)], has_sync_kv_loads=False).settles
+    other = Request("b", 1000)
+    s.admit(other)
+    assert s.step(new=[(other, 3 * BLOCK, 100)], has_sync_kv_loads=True).settles
+
+
+def test_a_doubt_that_nobody_answers_ends():
+    """Whoever runs the workers may not hand on what they say: then that step is taken for spoilt, and no more."""
+    from ucm.integration.vllm.scheduler import STEPS_IN_FLIGHT
+
+    s, r = Scheduler(), Request("a", 3 * BLOCK)
+    s.admit(r)
+    assert s.step(new=[(r, BLOCK, 2 * BLOCK)]).settles
+    assert s.side.finished(r, s.tables["a"]) and s.side._finished
+    for _ in range(STEPS_IN_FLIGHT + 2):
+        s.step()
+    assert not s.side._finished and not s.side._doubtful and not s.side._unsettled
+
+
+def test_no_sleep_while_a_request_that_goes_on_is_saved():
+    """`sleep` may pause it, and then takes the memory of the KV cache away at once."""
+    s, r = Scheduler(), Request("a", 1000)
+    s.admit(r)
+    step = s.step(new=[(r, 0, 300)])
+    assert step.saves and not s.side.reset()
+    s.side.heard(StepResult("here", {}, released=step.seq))
+    assert s.side.reset()
 
 
 def test_after_a_failed_load_the_lost_blocks_are_saved_again():

@@ -41,6 +41,13 @@ FAILS_BY_REQUEST = hasattr(base, "KVConnectorTransferResults")
 SupportsHMA = base.SupportsHMA if FAILS_BY_REQUEST else object
 
 
+def runs_ahead(vllm_config: VllmConfig) -> bool:
+    """Whether steps are computed on counts that the scheduler may have lowered since, because a synchronous load has
+    failed (vllm-project/vllm#49250; the model runner V2 keeps counts of its own).  True of 0.32 and all before."""
+    scheduling = getattr(vllm_config, "scheduler_config", None)
+    return bool(getattr(scheduling, "async_scheduling", False) or getattr(vllm_config, "use_v2_model_runner", False))
+
+
 def worker_answer(output: KVConnectorOutput) -> Any:
     return getattr(output, "kv_connector_worker_meta", None)
 

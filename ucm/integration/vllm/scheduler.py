@@ -314,6 +314,9 @@ class SchedulerSide:
             self._planned.popleft()
         while self._written and self._written[0][0] < self._seq - STEPS_IN_FLIGHT:
             self._written.popleft()
+        oldest = min(self._unsettled | self._doubtful, default=self._seq)
+        if oldest < self._seq - STEPS_IN_FLIGHT:  # whoever runs the workers does not hand their answers on
+            self.heard(StepResult(self._geo.namespace, {}, spoilt=oldest, settled=oldest))
         scheduled = out.num_scheduled_tokens
         computing: list[tuple[Tracked, int, int]] = []  # whose tokens: after how many, how many
         for new in out.scheduled_new_reqs:
@@ -333,16 +336,18 @@ class SchedulerSide:
                 for blocks, more in zip(t.blocks, new_blocks):
                     blocks.extend(more)
             computing.append((t, cached.num_computed_tokens[i], scheduled.get(req_id, 0)))
-        self._note_doubts(step, computing)
+        self._note_doubts(step, computing, getattr(out, "has_sync_kv_loads", True))
         for t, computed, count in computing:
             self._plan_save(step, t, computed, count)
         return step
 
-    def _note_doubts(self, step: Step, computing: list[tuple[Tracked, int, int]]) -> None:
-        """Whether what this step computes may turn out to be wrong."""
+    def _note_doubts(self, step: Step, computing: list[tuple[Tracked, int, int]], loads: bool) -> None:
+        """Whether what this step computes may turn out to be wrong.  loads: somebody's load comes in this step."""
         ours = bool(step.loads) and not self._policy.asynchronous
-        # Another connector loads these in this very step, and may yet fail; vLLM's own cache has them already, for others.
-        theirs = self._policy.saves and self._policy.hears and any(computed > t.trusted for t, computed, _ in computing)
+        # Another connector loads these in this very step, and may yet fail; vLLM's own cache has them already, for
+        # others.
+        theirs = loads and self._policy.saves and self._policy.hears and any(
+            computed > t.trusted for t, computed, _ in computing)
         step.settles = ours or theirs
         if step.settles:
             self._unsettled.add(step.seq)
@@ -429,8 +434,10 @@ class SchedulerSide:
         """Whether blocks become free when saves under way have let go of them."""
         return any(block.ref_cnt == 1 for _, blocks in self._pinned for block in blocks)
 
-    def heard(self, result: StepResult) -> None:
-        """What a worker says went wrong."""
+    def heard(self, result: StepResult, bad: Set[int] = frozenset()) -> None:
+        """What a worker says went wrong; the engine blocks that some connector failed to load."""
+        if self._pool is not None and bad:  # vLLM takes out those of requests only that are still running
+            self._pool.evict_blocks(bad)
         if result.namespace not in self._namespaces and not self._strangers:
             self._strangers = True
             logger.error("the scheduler and its worker use different namespaces, so nothing will ever be "
@@ -505,11 +512,13 @@ class SchedulerSide:
         """Of the full blocks of its prompt, whatever engine asks and when."""
         return self._names(request, 0, request.num_prompt_tokens // self._geo.block_tokens)
 
-    def reset(self) -> None:
-        """From now on this engine finds and saves other blocks than before, which nobody else does."""
+    def reset(self) -> bool:
+        """From now on this engine finds and saves other blocks than before, which nobody else does.  Returns whether
+        the memory of the KV cache may be given back: not while a request that is to go on is being saved."""
         self._salt = secrets.randbits(128)
         if self.events:
             self.events.reset()
+        return all(t.dumping <= self._released for t in self._requests.values())
 
     # ---- helpers ----
 

@@ -81,6 +81,8 @@ class UCMConnector(KVConnectorBase_V1, compat.SupportsHMA):
             self._scheduler = side(geometry, store, policy)
             logger.info("ucm: blocks of %d tokens, %d bytes; %s", geometry.block_tokens,
                         geometry.block_size, geometry.namespace)
+            if policy.loads and policy.asynchronous:
+                logger.info("ucm: loads wait aside: %s", _aside(conf, vllm_config, geometry))
             if policy.loads and conf.get("use_lite") != "true":
                 self._strangers = Strangers(conf.get("storage_backends"), geometry.namespace)
             if policy.loads and not policy.recomputes:
@@ -132,10 +134,13 @@ class UCMConnector(KVConnectorBase_V1, compat.SupportsHMA):
         self._scheduler.bind(gpu_block_pool)
 
     def reset_cache(self) -> bool | None:
-        self._scheduler.reset()
-        logger.info("ucm: what was stored so far is not found by this engine any more, and what it stores from now on by "
-                    "no other, nor after a restart")
-        return True
+        idle = self._scheduler.reset()
+        logger.info("ucm: what was stored so far is not found by this engine any more, and what it stores from now on "
+                    "by no other, nor after a restart")
+        if not idle:
+            logger.warning("ucm: memory of the KV cache is still read, to save requests that have not ended: the engine "
+                           "must not sleep now; ask again")
+        return idle
 
     def get_num_new_matched_tokens(self, request: Request,
                                    num_computed_tokens: int) -> tuple[int | None, bool]:
@@ -166,9 +171,10 @@ class UCMConnector(KVConnectorBase_V1, compat.SupportsHMA):
     def update_connector_output(self, connector_output: KVConnectorOutput) -> None:
         result = compat.worker_answer(connector_output)
         if isinstance(result, StepResult):
-            if connector_output.invalid_block_ids:  # another connector's, too
+            bad = connector_output.invalid_block_ids or set()  # another connector's, too
+            if bad:
                 result.spoilt = max(result.spoilt, result.settled)
-            self._scheduler.heard(result)
+            self._scheduler.heard(result, bad)
             self._meter.count("loads_late_total", result.late)
         elif not compat.WORKERS_ANSWER and connector_output.invalid_block_ids:
             self._scheduler.lost(connector_output.invalid_block_ids)
@@ -275,21 +281,38 @@ def _wrapped(vllm_config: VllmConfig) -> bool:
     return getattr(vllm_config.kv_transfer_config, "kv_connector_module_path", None) != __name__
 
 
+def _aside(conf: ucm.Conf, vllm_config: VllmConfig, geometry: geo.Geometry) -> str:
+    """Why requests wait aside until their blocks are there; "": loads stream into the step that computes on them.
+
+    Who computes on a load that fails must be able to take back what came of it: to tell the other workers, to empty the
+    engine's own cache of it, and to have vLLM compute it again.  And vLLM must know which engine blocks those are, and
+    the model ask for every layer: a draft model's are asked for after the step has been reported.
+    """
+    recomputes = compat.failure_policy(vllm_config.kv_transfer_config) != "fail"
+    reasons = {
+        "use_layerwise is false": conf.get("use_layerwise") != "true",
+        "before vLLM 0.23 what a failed load has left cannot be taken back": not compat.CAN_EVICT,
+        "a wrapper of this connector may not pass all on": _wrapped(vllm_config),
+        "sliding windows, or several KV cache groups": not geometry.plain,
+        "a draft model": geo.drafts(vllm_config.speculative_config),
+        "before vLLM 0.20 several workers do not hear of each other's failures":
+            vllm_config.parallel_config.world_size > 1 and not compat.WORKERS_ANSWER,
+        "with asynchronous scheduling, or its model runner V2, this vLLM computes a failed load again at the wrong "
+        "place (kv_load_failure_policy \"fail\" does not)": recomputes and compat.runs_ahead(vllm_config),
+    }
+    return next((why for why, so in reasons.items() if so), "")
+
+
 def _policy(conf: ucm.Conf, vllm_config: VllmConfig, geometry: geo.Geometry) -> Policy:
     role = vllm_config.kv_transfer_config.kv_role
     if any(geometry.windows) and _wrapped(vllm_config):
-        raise geo.Unsupported(f"ucm serves sliding windows only where vLLM is given {__name__} itself: a wrapper may not "
-                              "pass on vLLM's pool, which keeps what leaves a window while it is saved")
+        raise geo.Unsupported(f"ucm serves sliding windows only where vLLM is given {__name__} itself: a wrapper may "
+                              "not pass on vLLM's pool, which keeps what leaves a window while it is saved")
     lockstep = vllm_config.parallel_config.world_size > 1
     return Policy(
         loads=role != "kv_producer",
         saves=role != "kv_consumer",
-        # Who computes on a load that fails must be able to take back what came of it: to tell the other workers,
-        # and to empty the engine's own cache of it.  And vLLM must know which engine blocks those are, and the model
-        # ask for every layer: a draft model's are asked for after the step has been reported.
-        asynchronous=(conf.get("use_layerwise") != "true" or not compat.CAN_EVICT or _wrapped(vllm_config)
-                      or not geometry.plain or geo.drafts(vllm_config.speculative_config)
-                      or (lockstep and not compat.WORKERS_ANSWER)),
+        asynchronous=bool(_aside(conf, vllm_config, geometry)),
         recomputes=compat.failure_policy(vllm_config.kv_transfer_config) != "fail",
         delivers=role == "kv_producer",
         dram=conf.get("store_pipeline").startswith("Cache"),
