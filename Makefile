@@ -86,7 +86,7 @@ test-contract: $(VENV)/.engine $(VENV)/.package ## the connector against the int
 test-e2e: $(VENV)/.engine $(VENV)/.package ## a real vLLM: restart, damage, kills, preemption
 	$(VENV)/bin/pytest -q -n 2 --dist worksteal tests/e2e
 test-vllm: $(VENV)/.engine $(VENV)/.package ## the same and the matrix: models, modes, eager and compiled; ends with a table
-	$(VENV)/bin/pytest -q -n 2 --dist worksteal tests/e2e tests/e2e/matrix.py
+	$(VENV)/bin/pytest -q -n 2 --dist worksteal -o python_files='test_*.py matrix.py' tests/e2e
 test-pd: $(VENV)/.transfer $(VENV)/.package ## real vLLM servers, prefill and decode, behind ucm-proxy: their deaths, Mooncake, NIXL; minutes
 	$(VENV)/bin/pytest -q tests/pd
 
