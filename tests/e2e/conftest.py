@@ -99,17 +99,21 @@ def eagle(work, zygote, model) -> Path:
 
 @pytest.fixture(scope="session")
 def reference(work, zygote, model):
-    """reference(prompts, ...): what an engine without ucm answers.  One engine a model and its options, each
-    prompt once; new ones all together, for generating costs a step a token however many prompts share it."""
+    """reference(prompts, ...): what an engine without ucm answers.  One engine a model and its options, the last two
+    of them (1.5 GB each); each prompt once; new ones all together, for generating costs a step a token however many
+    prompts share it."""
     lives: dict[Any, Life] = {}
+    logs = (work / f"reference-{i}.log" for i in itertools.count())
     answers: dict[Any, list[int]] = {}
 
     def ask(prompts: list[list[int]], name: str = "llama-tiny", tokens: int = 8,
             **options: Any) -> list[list[int]]:
         engine = (name, repr(sorted(options.items())))
-        if engine not in lives:
-            lives[engine] = zygote.life(work / f"reference-{len(lives)}.log", "Engine", model(name), **options)
         new = [p for p in prompts if (engine, tokens, tuple(p)) not in answers]
+        if new and engine not in lives:
+            if len(lives) == 2:
+                lives.pop(next(iter(lives))).close()
+            lives[engine] = zygote.life(next(logs), "Engine", model(name), **options)
         for p, answer in zip(new, lives[engine].call("ask", new, tokens) if new else []):
             answers[engine, tokens, tuple(p)] = answer["tokens"]
         return [answers[engine, tokens, tuple(p)] for p in prompts]
