@@ -129,8 +129,8 @@ struct asking {
     void *state;
 };
 int ask_storage(struct asking *a);
-/* Called by run: there was an answer; there will be no more questions. */
-void storage_answered(void);
+/* Called by run: there was an answer (as ucm_inspect tells it); there will be no more questions. */
+void storage_answered(void *arg);
 void storage_done(void);
 
 extern const struct verb verb_bench, verb_doctor, verb_gc, verb_ls, verb_pin, verb_rm, verb_stat,

@@ -150,11 +150,6 @@ int conf_with_key(const char *file, ucm_conf **conf_p)
                : TOOL_GOOD;
 }
 
-static void on_answer(void *arg)
-{
-    storage_answered();
-}
-
 static int walk(struct look *l, const char *dir, unsigned flags,
                 void (*block)(void *, const struct ucm_lane_info *, const struct ucm_block_info *))
 {
@@ -164,7 +159,7 @@ static int walk(struct look *l, const char *dir, unsigned flags,
                               .arg = l,
                               .lane = keep_lane,
                               .block = block,
-                              .answered = on_answer};
+                              .answered = storage_answered};
     int err = status ? 0 : ucm_inspect(dir, &how);
 
     if (err < 0)

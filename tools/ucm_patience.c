@@ -19,7 +19,7 @@
 
 static int heart = -1; /* the child's end of the pipe */
 
-void storage_answered(void)
+void storage_answered(void *arg)
 {
     if (heart >= 0)
         (void)!write(heart, "", 1); /* a pipe that is full has said it */

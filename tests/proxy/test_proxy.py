@@ -23,6 +23,18 @@ CHAT = {"model": "m", "messages": [{"role": "user", "content": LONG}], "max_comp
 COMPLETIONS, CHATS = "/v1/completions", "/v1/chat/completions"
 
 
+def dies_when_told():
+    """An engine that begins a stream and dies in its middle, and the event that lets it."""
+    ready = asyncio.Event()
+
+    async def dies(request):
+        await request.begin()
+        await request.chunk(b"data: 0\n\n")
+        await ready.wait()
+        request.cut()
+    return dies, ready
+
+
 class Words(unittest.TestCase):
     def says(self, status, text, *words):
         done = subprocess.run([PROXY, *words], capture_output=True, text=True, timeout=PATIENCE)
@@ -660,13 +672,7 @@ class Faults(Case):
         self.assertEqual((answer.body, len(asked)), (b"data: 0\n\n" * 12, 1))
 
     async def test_death_in_the_middle_of_a_stream_is_seen(self):
-        ready = asyncio.Event()
-
-        async def dies(request):
-            await request.begin()
-            await request.chunk(b"data: 0\n\n")
-            await ready.wait()
-            request.cut()
+        dies, ready = dies_when_told()
 
         async def falls_silent(request):
             await request.begin()
@@ -696,13 +702,7 @@ class Faults(Case):
         self.assertEqual(await client.reader.read(), b'{"half":')
 
     async def test_an_end_that_would_look_whole_is_none(self):
-        ready = asyncio.Event()
-
-        async def dies(request):
-            await request.begin()
-            await request.chunk(b"data: 0\n\n")
-            await ready.wait()
-            request.cut()
+        dies, ready = dies_when_told()
         w, = await self.engines(dies)
         proxy = await self.mixed([w])
         client = await proxy.connect()
